@@ -1,0 +1,1 @@
+"""Numerical methods: arrays in, arrays out, no knowledge of models."""

@@ -1,0 +1,159 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from onnxslim_tk.kernels.least_squares import (
+    codebook_refit,
+    damped,
+    masked_refit,
+    mean_shift,
+    refit_columns,
+    relative_error,
+)
+
+Array = NDArray[Any]
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def problem(seed: int, rows: int = 5, width: int = 12) -> tuple[Array, Array]:
+    rng = np.random.default_rng(seed)
+    inputs = np.maximum(rng.normal(size=(60, width)) + 0.3, 0) * np.geomspace(1, 0.1, width)
+    return rng.normal(size=(rows, width)), inputs.T @ inputs / 60
+
+
+def solve_rows(matrix: Array, mask: Array, normal: Array) -> Array:
+    result = np.zeros_like(matrix)
+    for row, keep, out in zip(matrix, mask, result, strict=True):
+        out[keep] = np.linalg.solve(normal[np.ix_(keep, keep)], normal[keep] @ row)
+    return result
+
+
+@given(seeds, st.floats(0, 1))
+def test_masked_refit_equals_the_exact_solution_of_every_row(seed: int, share: float) -> None:
+    matrix, covariance = problem(seed)
+    mask = np.random.default_rng(seed).random(matrix.shape) < share
+    refit = masked_refit(matrix, mask, covariance)
+    assert not refit[~mask].any()
+    exact = solve_rows(matrix, mask, damped(covariance, 0.01))
+    np.testing.assert_allclose(refit, exact, atol=1e-6)
+
+
+@given(seeds, st.integers(0, 6))
+def test_masked_refit_may_stop_at_any_iteration(seed: int, iterations: int) -> None:
+    matrix, covariance = problem(seed)
+    mask = np.random.default_rng(seed).random(matrix.shape) < 0.5
+    normal = damped(covariance, 0.01)
+    errors = [
+        relative_error(matrix, masked_refit(matrix, mask, covariance, iterations=k), normal)
+        for k in (iterations, iterations + 1)
+    ]
+    assert errors[1] <= errors[0] + 1e-12
+    assert errors[0] <= relative_error(matrix, matrix * mask, normal) + 1e-12
+
+
+def test_masked_refit_leaves_what_needs_no_repair() -> None:
+    matrix, covariance = problem(0)
+    full = np.ones(matrix.shape, np.bool_)
+    np.testing.assert_allclose(masked_refit(matrix, full, covariance), matrix)
+    assert not masked_refit(matrix, ~full, covariance).any()
+    mask = np.eye(5, 12, dtype=np.bool_)
+    silent = masked_refit(matrix, mask, np.zeros((12, 12)))
+    np.testing.assert_allclose(silent, matrix * mask)
+    with pytest.raises(ValueError, match="mask must have shape"):
+        masked_refit(matrix, mask[:, 1:], covariance)
+
+
+@given(seeds, st.sets(st.integers(0, 11)))
+def test_refit_columns_equals_a_mask_of_whole_columns(seed: int, chosen: set[int]) -> None:
+    matrix, covariance = problem(seed)
+    kept = np.array(sorted(chosen, reverse=True), np.int64)
+    mask = np.zeros(matrix.shape, np.bool_)
+    mask[:, kept] = True
+    exact = solve_rows(matrix, mask, damped(covariance, 1e-3))[:, kept]
+    np.testing.assert_allclose(refit_columns(matrix, kept, covariance), exact, atol=1e-7)
+
+
+def test_refit_columns_moves_a_copy_to_its_twin() -> None:
+    inputs = np.random.default_rng(0).normal(size=(50, 3))[:, [0, 1, 2, 0]]
+    refit = refit_columns(
+        np.array([[1.0, 2.0, 3.0, 4.0]]), np.array([0, 1, 2]), inputs.T @ inputs, 1e-12
+    )
+    np.testing.assert_allclose(refit, [[5, 2, 3]], atol=1e-6)
+
+
+@pytest.mark.parametrize("kept", [[0, 0], [12], [-1]])
+def test_refit_columns_refuses_impossible_columns(kept: list[int]) -> None:
+    matrix, covariance = problem(0)
+    with pytest.raises(ValueError, match="different indices below 12"):
+        refit_columns(matrix, np.array(kept), covariance)
+
+
+def test_refit_columns_says_when_it_cannot_solve() -> None:
+    with pytest.raises(np.linalg.LinAlgError):
+        refit_columns(np.ones((1, 2)), np.array([0, 1]), -np.eye(2))
+
+
+@given(seeds)
+def test_mean_shift_keeps_the_mean_output(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    matrix, inputs = rng.normal(size=(4, 6)), rng.normal(1, 1, (30, 6))
+    replaced = np.round(matrix)
+    shift = mean_shift(matrix, replaced, inputs.mean(0))
+    outputs = inputs @ replaced.T + shift
+    np.testing.assert_allclose(outputs.mean(0), (inputs @ matrix.T).mean(0), atol=1e-9)
+
+
+@given(seeds, st.integers(1, 6), st.booleans())
+def test_codebook_refit_equals_the_exact_solution(seed: int, clusters: int, scaled: bool) -> None:
+    matrix, covariance = problem(seed)
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, clusters, matrix.shape)
+    scales = rng.uniform(0.5, 2, len(matrix)) if scaled else None
+    root = np.linalg.cholesky(damped(covariance, 0.01))
+    factors = np.ones(len(matrix)) if scales is None else scales
+    rows = [s * root.T @ np.eye(clusters)[code] for s, code in zip(factors, codes, strict=True)]
+    exact = np.linalg.lstsq(np.concatenate(rows), (matrix @ root).ravel(), rcond=None)[0]
+    refit = codebook_refit(matrix, codes, clusters, covariance, scales)
+    np.testing.assert_allclose(refit, exact, atol=1e-6)
+
+
+def test_codebook_refit_gives_zero_to_an_unused_code() -> None:
+    matrix, covariance = problem(1)
+    assert codebook_refit(matrix, np.zeros((5, 12), np.int64), 3, covariance)[1:].tolist() == [0, 0]
+    with pytest.raises(ValueError, match=r"\[0, 3\)"):
+        codebook_refit(matrix, np.full((5, 12), 3), 3, covariance)
+
+
+@given(seeds)
+def test_relative_error_is_output_noise_over_output_power(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    matrix, inputs = rng.normal(size=(4, 6)), rng.normal(size=(30, 6))
+    replaced = np.round(matrix)
+    power, noise = (((inputs @ part.T) ** 2).sum() for part in (matrix, matrix - replaced))
+    measured = relative_error(matrix, replaced, inputs.T @ inputs)
+    assert measured == pytest.approx(noise / power)
+    plain = ((matrix - replaced) ** 2).sum() / (matrix**2).sum()
+    assert relative_error(matrix, replaced) == pytest.approx(plain)
+
+
+def test_relative_error_of_a_silent_layer() -> None:
+    zeros = np.zeros((2, 2))
+    assert relative_error(zeros, zeros) == 0
+    assert relative_error(zeros, np.ones((2, 2))) == np.inf
+    assert relative_error(np.ones((2, 2)), zeros) == 1
+
+
+def test_damping_adds_a_share_of_the_mean_diagonal() -> None:
+    covariance = np.array([[1.0, 0.5], [0.5, 3.0]])
+    np.testing.assert_allclose(damped(covariance, 0.1), [[1.2, 0.5], [0.5, 3.2]])
+    assert covariance[0, 0] == 1
+    assert (np.linalg.cholesky(damped(np.zeros((3, 3)), 0)).diagonal() > 0).all()
+    with pytest.raises(ValueError, match="square"):
+        damped(np.ones((2, 3)), 0.1)
+    with pytest.raises(ValueError, match="negative"):
+        damped(covariance, -1)
