@@ -1,0 +1,40 @@
+"""Evaluation of a constant-only chain of nodes: the proof of `pack` and the work of `unpack`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import onnx
+from onnx import numpy_helper
+
+from onnxslim_tk.packing.operators import LIMIT, OPERATORS, Array, UndecodableError
+
+
+def evaluate(node: onnx.NodeProto, inputs: list[Array], opset: int) -> Array:
+    """Return the output of one storage operator; raises `UndecodableError` where it has none."""
+    function = OPERATORS.get(node.op_type)
+    if function is None:
+        raise UndecodableError(f"{node.op_type} isn't a storage operator")
+    try:
+        result = function(node, inputs, opset)
+    except (IndexError, TypeError, ValueError) as error:
+        raise UndecodableError(f"{node.op_type}: {error}") from error
+    if result.nbytes > LIMIT:
+        raise UndecodableError(f"{node.op_type}: an output of {result.nbytes} bytes")
+    return result
+
+
+def decode(
+    nodes: Iterable[onnx.NodeProto],
+    initializers: Mapping[str, onnx.TensorProto],
+    name: str,
+    opset: int,
+) -> Array:
+    """Return the value ``name`` that ``nodes``, in order, make of ``initializers``."""
+    values: dict[str, Array] = {}
+    for node in nodes:
+        for source in node.input:
+            if source not in values:
+                values[source] = numpy_helper.to_array(initializers[source])
+        values[node.output[0]] = evaluate(node, [values[s] for s in node.input], opset)
+    return values[name]

@@ -1,0 +1,298 @@
+"""Constants made plain: chains that only decode constants become dense initializers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, TensorProto, numpy_helper
+
+from onnxslim_tk.packing.decode import evaluate
+from onnxslim_tk.packing.inspect import inspect
+from onnxslim_tk.packing.operators import OPERATORS, Array, UndecodableError, attribute
+from onnxslim_tk.packing.scopes import STANDARD_DOMAINS, Key, Scope, opset_version, scopes
+
+_INTEGERS = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4)
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+# Through these, a Cast of small integers still reaches the Mul that scales it.
+_CARRIERS = frozenset(
+    {
+        "Add",
+        "Concat",
+        "Expand",
+        "Identity",
+        "Reshape",
+        "Slice",
+        "Squeeze",
+        "Sub",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+_PLAIN_KINDS = "iufb"
+_FEW = 256
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """A storage operator all of whose inputs are constants."""
+
+    node: onnx.NodeProto
+    scope: Scope
+    inputs: tuple[Key, ...]
+
+    @property
+    def key(self) -> Key:
+        return self.scope, self.node.output[0]
+
+
+_Steps = dict[Key, _Step]
+_Stored = dict[Key, TensorProto]
+
+
+def unpack(model: onnx.ModelProto) -> int:
+    """Make the constants of ``model`` plain initializers, in place; return how many it made.
+
+    Constant nodes become initializers, and every value that storage operators compute from
+    constants alone becomes one under its own name, in all bodies, whoever wrote the chain. Values
+    and scale stay apart: DequantizeLinear is never evaluated, nor is a multiplication that scales
+    small integers or the few values of a codebook; only what feeds it is decoded. Left alone are
+    graph outputs, other domains, outputs above 1 GiB, and models of IR version 3 and below.
+    """
+    if model.ir_version < 4:
+        return 0
+    found = scopes(model)
+    made = sum(_store_constants(scope) for scope in found)
+    opset = opset_version(model)
+    if opset < 7:
+        return made
+    blocked: set[Key] = set()
+    touched: set[Key] = set()
+    while True:
+        stored = _stored(found)
+        steps = _steps(found, stored, blocked)
+        scaled = _scaled(steps, stored)
+        if scaled:
+            blocked |= scaled
+            continue
+        failed: set[Key] = set()
+        decoded: list[tuple[_Step, TensorProto]] = []
+        for step in _ends(found, steps):
+            try:
+                decoded.append((step, _decode(step, steps, stored, opset)))
+            except _StuckError as stuck:
+                failed.add(stuck.key)
+        _keep(decoded, touched)
+        made += len(decoded)
+        if not failed:
+            _prune(found, blocked, touched)
+            return made
+        blocked |= failed
+
+
+class _StuckError(Exception):
+    """The step that makes ``key`` can't be evaluated, or mustn't be."""
+
+    def __init__(self, key: Key) -> None:
+        super().__init__(key[1])
+        self.key = key
+
+
+def _store_constants(scope: Scope) -> int:
+    """Turn Constant nodes into initializers, in order."""
+    outputs = {v.name for v in scope.graph.output}
+    gone: set[str] = set()
+    for node in scope.graph.node:
+        if node.op_type != "Constant" or node.domain not in STANDARD_DOMAINS:
+            continue
+        if node.output[0] in outputs or len(node.attribute) != 1:
+            continue
+        tensor = _constant_value(node.attribute[0])
+        if tensor is not None:
+            tensor.name = node.output[0]
+            scope.graph.initializer.append(tensor)
+            gone.add(node.output[0])
+    _delete_nodes(scope, gone)
+    return len(gone)
+
+
+def _constant_value(value: AttributeProto) -> TensorProto | None:
+    match value.name:
+        case "value" if value.t.data_type != TensorProto.STRING:
+            tensor = TensorProto()
+            tensor.CopyFrom(value.t)
+            return tensor
+        case "value_float":
+            return numpy_helper.from_array(np.array(value.f, np.float32))
+        case "value_floats":
+            return numpy_helper.from_array(np.array(value.floats, np.float32))
+        case "value_int":
+            return numpy_helper.from_array(np.array(value.i, np.int64))
+        case "value_ints":
+            return numpy_helper.from_array(np.array(value.ints, np.int64))
+    return None
+
+
+def _stored(found: list[Scope]) -> _Stored:
+    """Return the initializers that nobody can override and whose data the model holds."""
+    return {
+        (scope, tensor.name): tensor
+        for scope in found
+        for inputs in [{v.name for v in scope.graph.input}]
+        for tensor in scope.graph.initializer
+        if tensor.name not in inputs
+        and tensor.data_location != TensorProto.EXTERNAL
+        and tensor.data_type != TensorProto.STRING
+    }
+
+
+def _steps(found: list[Scope], stored: _Stored, blocked: set[Key]) -> _Steps:
+    steps: _Steps = {}
+    for scope in found:
+        outputs = {v.name for v in scope.graph.output}
+        for node in scope.graph.node:
+            if node.op_type not in OPERATORS or node.domain not in STANDARD_DOMAINS:
+                continue
+            if len(node.output) != 1 or node.output[0] in outputs:
+                continue
+            inputs = _keys(scope, node.input)
+            step = _Step(node, scope, tuple(key for key in inputs if key is not None))
+            known = all(key is not None and (key in stored or key in steps) for key in inputs)
+            if known and step.key not in blocked:
+                steps[step.key] = step
+    return steps
+
+
+def _keys(scope: Scope, names: Iterable[str]) -> list[Key | None]:
+    """Resolve names as the nodes of ``scope`` read them; None for none or an unknown one."""
+    keys: list[Key | None] = []
+    for name in names:
+        owner = scope.owner(name) if name else None
+        keys.append(None if owner is None else (owner, name))
+    return keys
+
+
+def _scaled(steps: _Steps, stored: _Stored) -> set[Key]:
+    """Return the steps from a Cast of small integers to the multiplication that scales them."""
+    reach: dict[Key, set[Key]] = {}
+    found: set[Key] = set()
+    for key, step in steps.items():
+        before = [reach[source] for source in step.inputs if source in reach]
+        if step.node.op_type == "Cast":
+            widens = attribute(step.node, "to") in _FLOATS
+            if widens and _type(step.inputs[0], steps, stored) in _INTEGERS:
+                reach[key] = {key}
+        elif before and step.node.op_type in _CARRIERS:
+            reach[key] = {key}.union(*before)
+        elif before and step.node.op_type == "Mul":
+            found |= {key}.union(*before)
+    return found
+
+
+def _type(key: Key, steps: _Steps, stored: _Stored) -> int:
+    """Return the element type of a constant; all operators but two keep that of their input."""
+    while key in steps:
+        step = steps[key]
+        if step.node.op_type == "Cast":
+            return int(attribute(step.node, "to"))
+        if step.node.op_type == "ConstantOfShape":
+            value = attribute(step.node, "value")
+            return TensorProto.FLOAT if value is None else int(value.data_type)
+        key = step.inputs[0]
+    return stored[key].data_type
+
+
+def _ends(found: list[Scope], steps: _Steps) -> Iterator[_Step]:
+    """Yield, in order, the steps whose value something else than a step reads."""
+    read: set[Key | None] = set()
+    for scope in found:
+        read.update(_keys(scope, [v.name for v in scope.graph.output]))
+        for node in scope.graph.node:
+            if not node.output or (scope, node.output[0]) not in steps:
+                read.update(_keys(scope, node.input))
+    return (step for key, step in steps.items() if key in read)
+
+
+def _decode(end: _Step, steps: _Steps, stored: _Stored, opset: int) -> TensorProto:
+    needed: set[Key] = set()
+    waiting = [end.key]
+    while waiting:
+        key = waiting.pop()
+        if key in steps and key not in needed:
+            needed.add(key)
+            waiting.extend(steps[key].inputs)
+    values: dict[Key, Array] = {}
+    for key in (key for key in steps if key in needed):
+        step = steps[key]
+        for source in step.inputs:
+            if source not in values:
+                values[source] = numpy_helper.to_array(stored[source])
+        inputs = [values[source] for source in step.inputs]
+        try:
+            values[key] = evaluate(step.node, inputs, opset)
+        except UndecodableError as error:
+            raise _StuckError(key) from error
+        if step.node.op_type == "Mul" and _scales_codebook(inputs, values[key]):
+            raise _StuckError(key)
+    value = values[end.key]
+    if value.dtype.kind not in _PLAIN_KINDS and value.dtype.name != "bfloat16":
+        raise _StuckError(end.key)
+    return numpy_helper.from_array(np.asarray(value, order="C"), end.key[1])
+
+
+def _scales_codebook(inputs: list[Array], product: Array) -> bool:
+    """Return whether ``product`` has lost the few values that its larger factor had."""
+    values = max(inputs, key=lambda value: value.size)
+    if product.dtype.kind != "f" or product.size <= _FEW:
+        return False
+    return bool(inspect(values).codebooks) and not inspect(product).codebooks
+
+
+def _keep(decoded: list[tuple[_Step, TensorProto]], touched: set[Key]) -> None:
+    """Put decoded tensors in the place of the nodes that made them."""
+    gone: dict[Scope, set[str]] = {}
+    for step, tensor in decoded:
+        step.scope.graph.initializer.append(tensor)
+        gone.setdefault(step.scope, set()).add(tensor.name)
+        touched.update(step.inputs)
+    for scope, names in gone.items():
+        _delete_nodes(scope, names)
+
+
+def _prune(found: list[Scope], blocked: set[Key], touched: set[Key]) -> None:
+    """Take away the steps and the initializers that only served what is decoded now."""
+    steps = _steps(found, _stored(found), blocked)
+    uses: Counter[Key | None] = Counter()
+    for scope in found:
+        uses.update(_keys(scope, [v.name for v in scope.graph.output]))
+        for node in scope.graph.node:
+            uses.update(_keys(scope, node.input))
+    gone: dict[Scope, set[str]] = {}
+    for key, step in reversed(steps.items()):
+        if not uses[key]:
+            uses.subtract(step.inputs)
+            touched.update(step.inputs)
+            gone.setdefault(step.scope, set()).add(key[1])
+    for scope in found:
+        dead = gone.get(scope, set())
+        _delete_nodes(scope, dead)
+        inputs = {v.name for v in scope.graph.input}
+        for index in reversed(range(len(scope.graph.initializer))):
+            name = scope.graph.initializer[index].name
+            if (scope, name) in touched and not uses[scope, name] and name not in inputs:
+                del scope.graph.initializer[index]
+                dead.add(name)
+        for index in reversed(range(len(scope.graph.value_info))):
+            if scope.graph.value_info[index].name in dead:
+                del scope.graph.value_info[index]
+
+
+def _delete_nodes(scope: Scope, outputs: set[str]) -> None:
+    nodes = scope.graph.node
+    for index in reversed(range(len(nodes))):
+        if nodes[index].output and nodes[index].output[0] in outputs:
+            del nodes[index]

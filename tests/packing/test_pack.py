@@ -1,0 +1,229 @@
+import sys
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from onnxslim_tk.packing import PackedTensor, pack, unpack
+
+from .conftest import Build
+
+MATMUL = "g (float[N,64] x) => (float[N,64] y) { y = MatMul(x, w) }"
+
+
+def weight(distinct: int = 16, sparsity: float = 0.0, seed: int = 0) -> NDArray[np.float32]:
+    generator = np.random.default_rng(seed)
+    values = generator.standard_normal(distinct).astype(np.float32)
+    picked = values[generator.integers(0, distinct, (64, 64))]
+    return np.where(generator.random((64, 64)) < sparsity, np.float32(0), picked)
+
+
+def stored(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
+    return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+
+
+def size(model: onnx.ModelProto) -> int:
+    return len(model.SerializeToString())
+
+
+@pytest.mark.parametrize("opset", [9, 11, 13, 21])
+@pytest.mark.parametrize(
+    ("distinct", "sparsity"), [(1, 0.0), (2, 0.0), (16, 0.0), (16, 0.6), (15, 0.9), (200, 0.95)]
+)
+def test_gives_back_the_same_model(
+    build: Build, opset: int, distinct: int, sparsity: float
+) -> None:
+    model = build(MATMUL, opset, w=weight(distinct, sparsity))
+    before = model.SerializeToString()
+    rows = pack(model)
+    onnx.checker.check_model(model, full_check=True)
+    assert size(model) < len(before) / 2
+    assert "w" in {row.name for row in rows}
+    assert unpack(model) == 1
+    assert model.SerializeToString() == before
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([np.float32, np.float16, np.int8, np.uint8, np.int32, np.int64]),
+            st.sampled_from([1, 2, 7, 16, 200, 5000]),
+            st.sampled_from([0.0, 0.7, 0.95]),
+            st.integers(40, 1500),
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    st.sampled_from([9, 11, 13, 21]),
+)
+def test_packs_the_same_bytes_again(
+    build: Build, drawn: list[tuple[Any, int, float, int]], opset: int
+) -> None:
+    generator = np.random.default_rng(0)
+    model = build("g (int64 x) => (int64 y) { y = Identity(x) }", opset)
+    expected: dict[str, bytes] = {}
+    for index, (dtype, distinct, sparsity, length) in enumerate(drawn):
+        entries = generator.integers(0, 256, (distinct, np.dtype(dtype).itemsize), np.uint8)
+        array = entries.view(dtype)[:, 0][generator.integers(0, distinct, length)]
+        array[generator.random(length) < sparsity] = 0
+        name = f"weight_{index}"
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+        model.graph.node.append(onnx.helper.make_node("Size", [name], [f"n{index}"]))
+        expected[name] = array.tobytes()
+    before = size(model)
+    rows = pack(model)
+    packed = model.SerializeToString()
+    saved = sum(row.bytes_before - row.bytes_after for row in rows)
+    # The length of the graph itself may take a byte or two fewer.
+    assert saved <= before - len(packed) <= saved + 2
+    unpack(model)
+    if all(row.encoding != "alias" for row in rows):
+        assert {name: a.tobytes() for name, a in stored(model).items()} == expected
+    pack(model)
+    assert model.SerializeToString() == packed
+
+
+def test_reports_what_it_did(build: Build) -> None:
+    model = build(MATMUL, w=weight())
+    rows = pack(model)
+    assert [(row.name, row.encoding) for row in rows if row.bytes_before] == [("w", "codes-4")]
+    assert rows[0].bytes_before > 64 * 64 * 4
+    assert 64 * 64 // 2 < rows[0].bytes_after < 64 * 64 // 2 + 250
+    assert [row.encoding for row in rows if not row.bytes_before] == ["tables"]
+    with pytest.raises(AttributeError):
+        rows[0].name = "other"  # type: ignore[misc]
+
+
+def test_gives_names_that_nothing_has(build: Build) -> None:
+    text = "g (float[N,64] a) => (float[N,64] b) { c = MatMul(a, w) d = MatMul(c, v) b = Relu(d) }"
+    model = build(text, w=weight(seed=1), v=weight(seed=2))
+    pack(model)
+    onnx.checker.check_model(model, full_check=True)
+    names = [name for node in model.graph.node for name in node.output]
+    names += [t.name for t in model.graph.initializer] + ["a"]
+    assert len(names) == len(set(names))
+    assert max(len(name) for name in names) == 1
+
+
+def test_stores_the_code_table_once(build: Build) -> None:
+    text = "g (float[N,64] x) => (float[N,64] y) { a = MatMul(x, w) y = MatMul(a, v) }"
+    model = build(text, w=weight(seed=1), v=weight(seed=2))
+    rows = pack(model)
+    assert [row.encoding for row in rows] == ["codes-4", "codes-4", "tables"]
+    assert sum(array.shape == (256, 2) for array in stored(model).values()) == 1
+
+
+def test_leaves_a_table_out_that_costs_more_than_it_saves(build: Build) -> None:
+    text = "g (float[N,16] x) => (float[N,8] y) { y = MatMul(x, w) }"
+    model = build(text, w=weight(15)[:8, :16].reshape(16, 8).copy())
+    assert [row.encoding for row in pack(model)] == ["codes-8"]
+
+
+def test_takes_a_slow_decode_only_where_it_pays(build: Build) -> None:
+    # With 27 % zeros a mask and 4-bit values take 3.9 bits, codes 4: less than 5 % apart...
+    close = build(MATMUL, w=weight(15, 0.27))
+    assert pack(close)[0].encoding == "codes-4"
+    # ...and with 60 % zeros they take 2.6.
+    clear = build(MATMUL, w=weight(15, 0.6))
+    assert pack(clear)[0].encoding == "bitmask"
+
+
+def test_leaves_inputs_outputs_and_small_tensors_alone(build: Build) -> None:
+    text = "g (float[N,64] x, float[64,64] over) => (float[N,64] y, float[64,64] out)"
+    text += "{ a = MatMul(x, over) b = MatMul(a, out) y = Add(b, bias) }"
+    equal = np.ones((64, 64), np.float32)
+    model = build(text, over=equal, out=equal, bias=np.ones(63, np.float32)[:1])
+    before = model.SerializeToString()
+    assert pack(model) == []
+    assert model.SerializeToString() == before
+
+
+def test_leaves_scales_and_zero_points_alone(build: Build) -> None:
+    text = "g (float[N,64] x) => (float[N,400] y) { w = DequantizeLinear<axis = 1>(q, s, z)"
+    text += " y = MatMul(x, w) }"
+    codes = (np.arange(64 * 400) % 3).astype(np.int8).reshape(64, 400)
+    model = build(text, q=codes, s=np.ones(400, np.float32), z=np.zeros(400, np.int8))
+    rows = pack(model)
+    assert {row.name for row in rows if row.encoding != "tables"} == {"q"}
+    assert {"s", "z"} <= set(stored(model))
+
+
+def test_leaves_what_a_custom_operator_reads(build: Build) -> None:
+    model = build(MATMUL, w=weight())
+    model.opset_import.add(domain="my.domain", version=1)
+    model.graph.node[0].domain = "my.domain"
+    assert pack(model) == []
+
+
+def test_leaves_external_data_alone(build: Build) -> None:
+    model = build(MATMUL, w=weight())
+    tensor = model.graph.initializer[0]
+    onnx.external_data_helper.set_external_data(tensor, "weights.bin")
+    tensor.ClearField("raw_data")
+    before = model.SerializeToString()
+    assert pack(model) == []
+    assert model.SerializeToString() == before
+
+
+@pytest.mark.parametrize(("ir_version", "opset"), [(3, 13), (8, 6)])
+def test_leaves_models_that_cannot_decode(build: Build, ir_version: int, opset: int) -> None:
+    model = build(MATMUL, opset, w=weight())
+    model.ir_version = ir_version
+    assert pack(model) == []
+
+
+def test_uses_no_operator_that_the_opset_lacks(build: Build) -> None:
+    encodings = {
+        opset: pack(build(MATMUL, opset, w=weight(15, 0.6)))[0].encoding for opset in (9, 11, 12)
+    }
+    assert encodings == {9: "codes-4", 11: "codes-4", 12: "bitmask"}
+
+
+def test_keeps_a_tensor_whose_decode_is_not_proven(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*arguments: Any) -> NDArray[Any]:
+        return np.zeros((64, 64), np.float32)
+
+    # The package's own name for the function hides the module.
+    monkeypatch.setattr(sys.modules["onnxslim_tk.packing.pack"], "decode", wrong)
+    model = build(MATMUL, w=weight())
+    assert pack(model) == []
+    assert set(stored(model)) == {"w"}
+
+
+def test_packs_weights_of_bodies_where_they_are(build: Build) -> None:
+    model = build(
+        """g (bool c, float[N,64] x) => (float[N,64] y) {
+            y = If (c) <
+                then_branch = t () => (float[N,64] p) { p = MatMul(x, w) },
+                else_branch = e () => (float[N,64] q) { q = Relu(x) }
+            >
+        }"""
+    )
+    body = next(a.g for a in model.graph.node[0].attribute if a.name == "then_branch")
+    body.initializer.append(numpy_helper.from_array(weight(), "w"))
+    before = model.SerializeToString()
+    assert pack(model)[0].name == "w"
+    onnx.checker.check_model(model, full_check=True)
+    branch = next(a.g for a in model.graph.node[-1].attribute if a.name == "then_branch")
+    assert "w" in {node.output[0] for node in branch.node}
+    # The tables stand outside, where every body sees them.
+    assert any(tuple(t.dims) == (256, 2) for t in model.graph.initializer)
+    packed = model.SerializeToString()
+    assert unpack(model) == 1
+    assert model.SerializeToString() == before
+    pack(model)
+    assert model.SerializeToString() == packed
+
+
+def test_rows_are_plain_data() -> None:
+    assert PackedTensor("w", "alias", 3, 2) == PackedTensor("w", "alias", 3, 2)
