@@ -1,0 +1,176 @@
+"""The only door to onnxruntime: a model and arrays go in, arrays and figures come out."""
+
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+
+from onnxslim_tk.errors import SessionError
+
+Feed = Mapping[str, NDArray[Any]]
+"""One run's inputs by name."""
+
+_DTYPES: Final[Mapping[str, type[Any]]] = {
+    "float": np.float32,
+    "double": np.float64,
+    "float16": np.float16,
+    "int8": np.int8,
+    "int16": np.int16,
+    "int32": np.int32,
+    "int64": np.int64,
+    "uint8": np.uint8,
+    "uint16": np.uint16,
+    "uint32": np.uint32,
+    "uint64": np.uint64,
+    "bool": np.bool_,
+    "string": np.object_,
+}
+
+# Its exceptions share no root but Exception, and the bindings add two of Python's own.
+_FAILURES: Final[tuple[type[Exception], ...]] = (
+    *(e for e in vars(ort_state).values() if isinstance(e, type) and issubclass(e, Exception)),
+    RuntimeError,
+    ValueError,
+)
+
+# What a message holds beside its sense: status codes, places in the runtime's own source, paths.
+_NOISE: Final = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : "
+    r"|Load model from .*? failed: ?"
+    r"|Non-zero status code returned while "
+    r"|\S*onnxruntime/core/\S+:\d+ (?:[^()]|\((?:[^()]|\([^()]*\))*\))*?::\w+\(.*?\)(?: const)? "
+    r"|\b\w+\.(?:h|cc):\d+ \w+ (?=[A-Z])"
+    r"|Please fix either the inputs/outputs or the model\."
+)
+_LONGEST_MESSAGE: Final = 400
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """An input or output of a model.
+
+    ``dtype`` is None for what numpy can't hold (sequences, maps, optionals, bfloat16, 4-bit and
+    8-bit floats), ``object`` for strings. A dimension is a number, a symbol, or None; the shape
+    of a tensor of unknown rank is ``()``, as is a scalar's: the runtime tells them not apart.
+    """
+
+    name: str
+    dtype: np.dtype[Any] | None
+    shape: tuple[int | str | None, ...]
+
+
+class Session:
+    """A model loaded for running on the CPU.
+
+    ``model`` is the file's bytes, or its path, which a model with external data needs.
+    ``optimize=False`` runs the graph as it is written. One thread, the default, repeats its
+    results to the bit. Raises SessionError when the runtime refuses the model.
+    """
+
+    def __init__(self, model: bytes | Path, *, optimize: bool = True, threads: int = 1) -> None:
+        self._session = _open(model, _options(optimize, threads))
+        self.inputs = tuple(_info(value) for value in self._session.get_inputs())
+        self.outputs = tuple(_info(value) for value in self._session.get_outputs())
+
+    def run(self, feed: Feed, names: Iterable[str] | None = None) -> dict[str, NDArray[Any]]:
+        """The named outputs for ``feed``, in order; by default all that are tensors.
+
+        Raises SessionError for a feed that doesn't fit, a name that isn't an output, an output
+        that isn't a tensor, and a failing operator.
+        """
+        wanted = [o.name for o in self.outputs if o.dtype] if names is None else list(names)
+        if not wanted:
+            return {}
+        arrays = {name: np.asarray(value) for name, value in feed.items()}
+        try:
+            values = self._session.run(wanted, arrays)
+        except _FAILURES as error:
+            raise SessionError(f"session: {_one_line(error)}") from error
+        for name, value in zip(wanted, values, strict=True):
+            if not isinstance(value, np.ndarray):
+                raise SessionError(
+                    f"session: output {name!r} must be a tensor, got {type(value).__name__}"
+                )
+        return dict(zip(wanted, values, strict=True))
+
+
+def running_operators(model: bytes | Path) -> Counter[str]:
+    """How often each operator type stands in the graph that the runtime really runs.
+
+    Counts after the runtime's own folding, fusion and layout changes; bodies of If, Loop and
+    Scan count too. Raises SessionError when the runtime refuses the model.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxslim-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        options = _options(optimize=True, threads=1)
+        options.optimized_model_filepath = str(path)
+        # Beside the graph, so that a big model stays under protobuf's 2 GB and parses fast.
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", "weights.bin"
+        )
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
+        )
+        _open(model, options)
+        proto = onnx.load(path, load_external_data=False)
+    return Counter(_operators(proto.graph))
+
+
+def runtime_version() -> str:
+    """The version of onnxruntime that judges."""
+    return str(ort.__version__)
+
+
+def _options(optimize: bool, threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    return options
+
+
+def _open(model: bytes | Path, options: Any) -> Any:
+    if isinstance(model, Path) and not model.is_file():
+        raise SessionError(f"session: no such file: {model}")
+    source = str(model) if isinstance(model, Path) else model
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except _FAILURES as error:
+        raise SessionError(f"session: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    text = _NOISE.sub("", " ".join(str(error).split())).strip()
+    if len(text) > _LONGEST_MESSAGE:
+        text = text[: _LONGEST_MESSAGE - 3] + "..."
+    return text or type(error).__name__
+
+
+def _info(value: Any) -> TensorInfo:
+    matched = re.fullmatch(r"tensor\((\w+)\)", value.type)
+    kind = _DTYPES.get(matched.group(1)) if matched else None
+    # Some exporters write "?" for a dimension that they don't know: no symbol, it ties nothing.
+    dims = tuple(
+        None if d in ("", "?") or (isinstance(d, int) and d < 0) else d for d in value.shape
+    )
+    return TensorInfo(value.name, None if kind is None else np.dtype(kind), dims)
+
+
+def _operators(graph: onnx.GraphProto) -> Iterator[str]:
+    for node in graph.node:
+        yield node.op_type
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from _operators(body)
