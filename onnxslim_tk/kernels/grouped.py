@@ -99,6 +99,9 @@ def feedback_variances(covariance: Floats, damping: float = 0.01) -> Floats:
     It is the variance that an input keeps once those that the sweep rounds later are known, since
     they make up for the rest; ``diag(C)`` is the cost without feedback.
     """
+    if len(covariance) > 1 and covariance.shape[1] > _FEW_INPUTS:
+        # One by one: a wide group's covariance alone can take half a gigabyte.
+        return np.concatenate([feedback_variances(c[None], damping) for c in covariance])
     order, root = _sweep(covariance, damping)
     kept = np.diagonal(root, axis1=1, axis2=2) ** 2
     variances = np.empty_like(kept)
@@ -109,17 +112,19 @@ def feedback_variances(covariance: Floats, damping: float = 0.01) -> Floats:
 def _sweep(covariance: Floats, damping: float) -> tuple[Indices, Floats]:
     """The order of columns, and the upper triangular V with ``V V^T = C`` in that order."""
     normal = np.stack([damped(c, damping) for c in covariance])
-    order = np.argsort(-np.diagonal(normal, axis1=1, axis2=2), axis=1, kind="stable")
+    diagonals = np.diagonal(normal, axis1=1, axis2=2)
+    order = np.argsort(-diagonals, axis=1, kind="stable").astype(np.int64, copy=False)
     sorted_rows = np.take_along_axis(normal, order[:, :, None], axis=1)
     permuted = np.take_along_axis(sorted_rows, order[:, None, :], axis=2)
-    return order, np.linalg.cholesky(permuted[:, ::-1, ::-1])[:, ::-1, ::-1]
+    root = np.linalg.cholesky(permuted[:, ::-1, ::-1])[:, ::-1, ::-1]
+    return order, np.asarray(root, np.float64)
 
 
 def _of_group(round_column: RoundColumn, group: int) -> Callable[[int, Floats], NDArray[Any]]:
     groups = np.array([group])
 
     def rounded(column: int, values: Floats) -> NDArray[Any]:
-        return round_column(groups, np.array([column]), values[None])[0]
+        return np.asarray(round_column(groups, np.array([column]), values[None])[0])
 
     return rounded
 

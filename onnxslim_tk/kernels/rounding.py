@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg.lapack import dtrtri as inv_upper
 
 from onnxslim_tk.kernels.least_squares import damped
 
@@ -122,4 +123,4 @@ def _inverse_root(normal: Floats) -> Floats:
     # The Cholesky factor of the flipped matrix, flipped back, is upper triangular: inverting it
     # saves the inversion of the matrix itself, and its rounding errors.
     upper = np.linalg.cholesky(normal[::-1, ::-1])[::-1, ::-1]
-    return np.triu(np.linalg.inv(upper))
+    return np.ascontiguousarray(inv_upper(np.asfortranarray(upper))[0])

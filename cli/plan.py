@@ -1,0 +1,42 @@
+"""``plan``: choose only, and write down what would be done."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnxslim_tk import pipeline
+from onnxslim_tk.plan.plan import plan_data, write_plan
+from onnxslim_tk.report.as_json import json_text
+from onnxslim_tk.report.summary import refusals
+
+from .console import say
+from .options import Choices, Source, check_targets
+from .progress import Steps
+from .tables import plan_table, refusals_table, show
+
+Place = Annotated[
+    Path,
+    typer.Argument(metavar="PLAN.json", help="Where the plan goes.", show_default=False),
+]
+
+
+def plan(
+    source: Source,
+    target: Place,
+    choices: Choices,
+    json: Annotated[bool, typer.Option("--json", help="Print the plan too, as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only.")] = False,
+) -> None:
+    """Choose what optimize would do to IN and write it to PLAN.json, to read and edit."""
+    check_targets(source, {"PLAN.json": target})
+    recipe = choices.chosen()
+    with Steps(json or quiet) as steps:
+        made = pipeline.plan(source, recipe, choices.options(source, choices.seed, steps))
+    write_plan(made, target)
+    if json:
+        typer.echo(json_text(plan_data(made)), nl=False)
+    elif not quiet:
+        left = refusals(made)
+        show([plan_table(made), *([refusals_table(left)] if left else [])])
+        say("edit the plan if you like; 'onnxslim apply' with the same samples carries it out")

@@ -1,0 +1,77 @@
+"""A progress line for what takes its time."""
+
+from threading import Lock, Timer
+from types import TracebackType
+from typing import Final, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from .console import err, visible
+
+_PATIENCE: Final = 2.0
+"""Seconds that a run may take without showing anything."""
+
+
+class Steps:
+    """Shows a run's present step on stderr, once the run has taken two seconds.
+
+    Call it as ``Options.progress`` is called. Shows nothing when ``quiet``, or where stderr isn't
+    a terminal.
+    """
+
+    def __init__(
+        self, quiet: bool, console: Console | None = None, patience: float = _PATIENCE
+    ) -> None:
+        console = err() if console is None else console
+        self._bar: Progress | None = None
+        if console.is_terminal and not quiet:
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                console=console,
+                transient=True,
+            )
+            self._task = self._bar.add_task("start", total=None)
+        # A step may run long without a call: only a timer can show it in time.
+        self._timer = Timer(patience, self._show)
+        self._timer.daemon = True
+        self._lock = Lock()
+        self._over = False
+        self._step = ""
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._timer.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+        with self._lock:
+            self._over = True
+            if self._bar is not None:
+                self._bar.stop()
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        """Take note of the present step."""
+        if self._bar is None:
+            return
+        # Of one thing to do there is no share to show.
+        share = total if total > 1 else None
+        if step != self._step:
+            self._step = step
+            self._bar.reset(self._task, description=visible(step), total=share, completed=done)
+        else:
+            self._bar.update(self._task, completed=done, total=share)
+
+    def _show(self) -> None:
+        with self._lock:
+            if self._bar is not None and not self._over:
+                self._bar.start()

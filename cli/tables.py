@@ -1,0 +1,165 @@
+"""The tables: a summary's data with borders around them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich.table import Table
+
+from onnxslim_tk.measure.fidelity import OutputFidelity
+from onnxslim_tk.measure.kinds import OutputKind
+from onnxslim_tk.plan.budget import Check
+from onnxslim_tk.plan.plan import Plan
+from onnxslim_tk.report.summary import Done, Figure, Packing, Refused, Summary
+
+from .console import out, shown
+from .figures import NOTHING, count, decibels, ratio, real, share, some
+
+_ROWS_SHOWN = 200
+
+
+def show(tables: Iterator[Table] | Sequence[Table]) -> None:
+    """Print tables on stdout."""
+    console = out()
+    for table in tables:
+        console.print(table)
+
+
+def summary_tables(summary: Summary, kinds: Mapping[str, OutputKind]) -> Iterator[Table]:
+    """Every table of a run that has something in it; ``kinds`` are those that were given."""
+    yield figures_table(summary.figures)
+    if summary.outputs:
+        yield outputs_table(summary.outputs, kinds)
+    if summary.drop is not None:
+        yield metric_table(summary)
+    if summary.checks:
+        yield checks_table(summary.checks)
+    if summary.worst_layers:
+        yield layers_table(summary)
+    if summary.done:
+        yield done_table(summary.done)
+    if summary.packing:
+        yield packing_table(summary.packing)
+    if summary.refusals:
+        yield refusals_table(summary.refusals)
+
+
+def figures_table(figures: Sequence[Figure]) -> Table:
+    """The five numbers and the time to load."""
+    table = _table("Figures", "", "original>", "result>", "ratio>")
+    for figure in figures:
+        exact = figure.name != "latency ms"
+        values = [
+            NOTHING if value is None else count(value) if exact else real(value, 3)
+            for value in (figure.original, figure.result)
+        ]
+        table.add_row(figure.name, *values, ratio(figure.ratio))
+    return table
+
+
+def outputs_table(outputs: Sequence[OutputFidelity], kinds: Mapping[str, OutputKind]) -> Table:
+    """How near every output is to the original's."""
+    columns = ("output", "kind", "SQNR dB>", "cosine>", "top-1>", "sequences>", "largest error>")
+    table = _table("Outputs beside the original's", *columns)
+    for output in outputs:
+        table.add_row(
+            shown(output.name),
+            output.kind if output.name in kinds else f"{output.kind} (guessed)",
+            decibels(output.sqnr_db),
+            share(output.cosine),
+            share(output.top1_agreement),
+            share(output.sequence_agreement),
+            real(output.max_abs_error, 3),
+        )
+    return table
+
+
+def metric_table(summary: Summary) -> Table:
+    """The task metric before and after, with the interval of what was lost."""
+    drop = summary.drop
+    table = _table("Metric", "", "original>", "result>", "drop>", "95 % interval>", "samples>")
+    if drop is not None:
+        table.add_row(
+            shown(summary.metric or ""),
+            real(drop.original),
+            real(drop.result),
+            real(drop.drop),
+            f"{real(drop.low)} to {real(drop.high)}",
+            count(drop.samples),
+        )
+    return table
+
+
+def checks_table(checks: Sequence[Check]) -> Table:
+    """Every limit of the budget."""
+    table = _table("Budget", "of", "figure", "value>", "limit>", "holds", "note")
+    for check in checks:
+        holds = "[green]yes[/]" if check.holds else "[bold red]NO[/]"
+        value, limit = real(check.value), real(check.limit)
+        table.add_row(
+            shown(check.subject), shown(check.figure), value, limit, holds, shown(check.note)
+        )
+    return table
+
+
+def layers_table(summary: Summary) -> Table:
+    """The layers whose outputs are farthest from the original's."""
+    table = _table("Worst layers", "layer", "kind", "SQNR dB>")
+    for layer in summary.worst_layers:
+        table.add_row(shown(layer.layer), layer.kind, decibels(layer.sqnr_db))
+    return table
+
+
+def done_table(done: Sequence[Done]) -> Table:
+    """What was done, by stage and method."""
+    columns = ("stage", "method", "rows>", "bytes saved>", "MACs saved>", "largest error>")
+    table = _table("Done", *columns)
+    for row in done:
+        numbers = count(row.rows), count(row.bytes_saved), count(row.macs_saved)
+        table.add_row(shown(row.stage), row.method, *numbers, real(row.error, 3))
+    return table
+
+
+def packing_table(packing: Sequence[Packing]) -> Table:
+    """What was packed, by encoding."""
+    table = _table("Packed without loss", "encoding", "tensors>", "bytes before>", "after>")
+    for row in packing:
+        table.add_row(
+            row.encoding, count(row.tensors), count(row.bytes_before), count(row.bytes_after)
+        )
+    before, after = sum(r.bytes_before for r in packing), sum(r.bytes_after for r in packing)
+    table.add_section()
+    table.add_row("all", count(sum(r.tensors for r in packing)), count(before), count(after))
+    return table
+
+
+def refusals_table(refusals: Sequence[Refused]) -> Table:
+    """What was left alone, and why."""
+    table = _table("Left alone", "method", "reason", "layers>", "such as")
+    for row in refusals:
+        examples = some(row.examples, row.layers)
+        table.add_row(row.method, shown(row.reason), count(row.layers), examples)
+    return table
+
+
+def plan_table(plan: Plan) -> Table:
+    """A plan's rows."""
+    columns = ("stage", "method", "target", "setting>", "bytes saved>", "MACs saved>", "error>")
+    rows = [(stage.stage, row) for stage in plan.stages for row in stage.rows]
+    left = f", the first {_ROWS_SHOWN}" if len(rows) > _ROWS_SHOWN else ""
+    table = _table(f"Plan: {len(rows)} rows{left}", *columns)
+    for stage, row in rows[:_ROWS_SHOWN]:
+        error = real(row.error, 3) + (" (measured)" if row.measured else "")
+        saved = count(row.bytes_saved), count(row.macs_saved)
+        target = some(row.targets[:1], len(row.targets))
+        table.add_row(shown(stage), row.method, target, shown(str(row.setting)), *saved, error)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table; a heading that ends in ``>`` is one of numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        right = column.endswith(">")
+        table.add_column(
+            column.removesuffix(">"), justify="right" if right else "left", overflow="fold"
+        )
+    return table

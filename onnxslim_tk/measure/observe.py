@@ -1,0 +1,276 @@
+"""What samples show about a model: shapes, ranges of tensors, and moments of layer inputs."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Final
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnxslim_tk.graph.layers import Layer, layers
+from onnxslim_tk.graph.model import Model, to_proto
+from onnxslim_tk.kernels.ranges import Histogram
+from onnxslim_tk.measure.runtime import Feed, Session
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+
+_FETCH_BYTES: Final = 1 << 30
+_RANGE_VALUES: Final = 32768
+_FEWEST_ROWS: Final = 2000
+_MOST_ROWS: Final = 12000
+_ROWS_PER_COLUMN: Final = 4
+_FLUSH_VALUES: Final = 1 << 23
+
+
+@dataclass(slots=True)
+class Moments:
+    """First and second moments of the rows that a layer's weight multiplies.
+
+    ``mean`` is ``(groups, inputs)`` over ``count`` rows, ``second`` the uncentred covariance
+    ``(groups, inputs, inputs)``, or None where only the mean was asked for.
+    """
+
+    count: int
+    mean: Floats
+    second: Floats | None
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Moments by layer id, histograms by tensor name, and shapes of the first sample's run."""
+
+    moments: dict[str, Moments] = field(default_factory=dict)
+    ranges: dict[str, Histogram] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def with_outputs(model: Model, names: Iterable[str]) -> bytes:
+    """The model as bytes with ``names`` as its only outputs; nodes that none needs are left out."""
+    proto = to_proto(model)
+    del proto.graph.output[:]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    _prune(proto.graph)
+    return bytes(proto.SerializeToString())
+
+
+def _prune(graph: onnx.GraphProto) -> None:
+    """Drop nodes behind the outputs, so that a prefix costs no more than a prefix."""
+    from onnxslim_tk.graph.order import captured_names
+
+    needed = {output.name for output in graph.output}
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed |= captured_names(node)
+    if len(kept) < len(graph.node):
+        copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in reversed(kept)]
+        del graph.node[:]
+        graph.node.extend(copies)
+        used = [onnx.TensorProto.FromString(t.SerializeToString()) for t in graph.initializer]
+        del graph.initializer[:]
+        graph.initializer.extend(t for t in used if t.name in needed)
+
+
+def inner_tensors(model: Model) -> list[str]:
+    """Names of all activations of the outermost graph that a run can give out."""
+    return [
+        tensor.name
+        for node in model.graph.nodes
+        for tensor in node.outputs
+        if tensor.name and not _depends_on_nothing(node)
+    ]
+
+
+def _depends_on_nothing(node: Any) -> bool:
+    return not any(t.inputs or t.__class__.__name__ == "Variable" for t in node.inputs)
+
+
+def fetch(model: Model, names: Sequence[str], feeds: Iterable[Feed]) -> Iterator[dict[str, Array]]:
+    """The named inner tensors for each feed, one dict a feed; inputs of the model included."""
+    inputs = {tensor.name for tensor in model.graph.inputs}
+    wanted = [name for name in dict.fromkeys(names) if name not in inputs]
+    session = Session(with_outputs(model, wanted)) if wanted else None
+    for feed in feeds:
+        values = {name: np.asarray(feed[name]) for name in names if name in inputs}
+        if session is not None:
+            needed = {info.name for info in session.inputs}
+            values |= session.run({k: v for k, v in feed.items() if k in needed}, wanted)
+        yield values
+
+
+def observed_shapes(model: Model, feed: Feed) -> dict[str, tuple[int, ...]]:
+    """Shapes of the inputs and of all inner tensors in one run."""
+    names = inner_tensors(model)
+    shapes = {name: tuple(np.asarray(value).shape) for name, value in feed.items()}
+    for values in fetch(model, names, [feed]):
+        shapes |= {name: tuple(value.shape) for name, value in values.items()}
+    return shapes
+
+
+def observe(
+    model: Model,
+    feeds: Sequence[Feed],
+    wanted: frozenset[str],
+    seed: int,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Statistics:
+    """Run ``feeds`` and keep what ``wanted`` names: ``mean``, ``covariance``, ``range``.
+
+    Streams: memory grows with the model, not with the number of feeds. Layers inside bodies
+    cannot be seen. ``progress`` is called with feeds done and feeds in all.
+    """
+    found = Statistics(shapes=dict(shapes or observed_shapes(model, feeds[0])))
+    seen = [layer for layer in layers(model) if not layer.path and layer.input.name in found.shapes]
+    jobs = [
+        _Rows(layer, "covariance" in wanted, len(feeds), seed + k) for k, layer in enumerate(seen)
+    ]
+    jobs = jobs if wanted & {"mean", "covariance"} else []
+    jobs = [job for job in jobs if job.layer.kind != "Gather"]
+    ranged = _float_tensors(model, found.shapes) if "range" in wanted else []
+    histograms = {name: Histogram() for name in ranged}
+    names = list(dict.fromkeys([*(job.layer.input.name for job in jobs), *ranged]))
+    groups = list(_by_bytes(names, found.shapes))
+    done = 0
+    for group in groups:
+        members = set(group)
+        for values in fetch(model, group, feeds):
+            for name in members & histograms.keys():
+                _add_range(histograms[name], values[name])
+            for job in jobs:
+                if job.layer.input.name in members:
+                    job.add(values[job.layer.input.name])
+            done += 1
+            if progress is not None:
+                progress(done, len(feeds) * len(groups))
+    found.ranges = {name: h for name, h in histograms.items() if h.total}
+    found.moments = {job.layer.id: job.moments() for job in jobs if job.count}
+    return found
+
+
+def _float_tensors(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    tensors = [*model.graph.inputs, *(t for node in model.graph.nodes for t in node.outputs)]
+    return [t.name for t in tensors if t.name in shapes]
+
+
+def _by_bytes(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:
+    group: list[str] = []
+    held = 0
+    for name in names:
+        size = 4 * prod(shapes[name])
+        if group and held + size > _FETCH_BYTES:
+            yield group
+            group, held = [], 0
+        group.append(name)
+        held += size
+    if group:
+        yield group
+
+
+def _add_range(histogram: Histogram, values: Array) -> None:
+    if values.dtype != np.float32 or not values.size:
+        return
+    flat = values.ravel()
+    step = -(-flat.size // _RANGE_VALUES)
+    # A whole stride could keep step with a row; odd steps meet all channels.
+    some = flat[:: step | 1]
+    low, high = flat.min(), flat.max()
+    if np.isfinite(low) and np.isfinite(high):
+        histogram.add(some if step == 1 else np.concatenate([some, [low, high]]))
+
+
+class _Rows:
+    """Accumulates the moments of one layer's input rows."""
+
+    def __init__(self, layer: Layer, covariance: bool, feeds: int, seed: int) -> None:
+        self.layer = layer
+        self.covariance = covariance
+        self.width = _columns(layer)
+        cap = min(max(_ROWS_PER_COLUMN * self.width, _FEWEST_ROWS), _MOST_ROWS)
+        self.cap = max(4, -(-cap // feeds))
+        self.rng = np.random.default_rng(seed)
+        self.count = 0
+        self.total: Floats = np.zeros((layer.groups, self.width))
+        self.second: Floats | None = None
+        self.waiting: list[Array] = []
+
+    def add(self, values: Array) -> None:
+        if values.dtype != np.float32 or not values.size or not np.isfinite(values).all():
+            return
+        rows = input_rows(self.layer, values, self.cap, self.rng)
+        self.count += rows.shape[1]
+        self.total += rows.sum(1, dtype=np.float64)
+        if self.covariance:
+            self.waiting.append(rows)
+            if sum(r.size for r in self.waiting) > _FLUSH_VALUES:
+                self._flush()
+
+    def _flush(self) -> None:
+        if self.waiting:
+            rows = np.concatenate(self.waiting, axis=1)
+            product = np.matmul(rows.transpose(0, 2, 1), rows).astype(np.float64)
+            self.second = product if self.second is None else self.second + product
+            self.waiting.clear()
+
+    def moments(self) -> Moments:
+        self._flush()
+        second = None if self.second is None else self.second / self.count
+        return Moments(self.count, self.total / self.count, second)
+
+
+def _columns(layer: Layer) -> int:
+    shape = layer.shape
+    if layer.kind == "Conv":
+        return prod(shape[1:])
+    if layer.kind == "ConvTranspose":
+        return shape[0] // layer.groups
+    return shape[1] if layer.transposed else shape[0]
+
+
+def input_rows(layer: Layer, values: Array, most: int, rng: np.random.Generator) -> Array:
+    """Rows of a layer's input as its matrix meets them, ``(groups, rows, inputs)``, float32.
+
+    At most ``most`` rows, drawn without repetition.
+    """
+    if layer.kind == "Conv":
+        return _patches(layer, values, most, rng)
+    if layer.kind == "ConvTranspose":
+        channels = np.moveaxis(values, 1, -1).reshape(-1, values.shape[1])
+        picked = channels[_pick(len(channels), most, rng)]
+        split = picked.reshape(len(picked), layer.groups, -1)
+        return np.ascontiguousarray(split.transpose(1, 0, 2))
+    flat = values.reshape(-1, values.shape[-1])
+    return flat[_pick(len(flat), most, rng)][None]
+
+
+def _pick(count: int, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    return np.arange(count) if count <= most else np.sort(rng.choice(count, most, replace=False))
+
+
+def _patches(layer: Layer, values: Array, most: int, rng: np.random.Generator) -> Array:
+    kernel = layer.shape[2:]
+    dims = len(kernel)
+    attrs = layer.node.attrs
+    strides = attrs.get("strides", [1] * dims)
+    dilations = attrs.get("dilations", [1] * dims)
+    pads = attrs.get("pads", [0] * 2 * dims)
+    edges = [(0, 0), (0, 0), *((pads[i], pads[dims + i]) for i in range(dims))]
+    padded = np.pad(values, edges)
+    spans = [(kernel[i] - 1) * dilations[i] + 1 for i in range(dims)]
+    places = [(padded.shape[2 + i] - spans[i]) // strides[i] + 1 for i in range(dims)]
+    batch, channels = values.shape[:2]
+    picked = _pick(batch * prod(places), most, rng)
+    positions = np.unravel_index(picked, (batch, *places))
+    offsets = np.meshgrid(
+        *(np.arange(kernel[i]) * dilations[i] for i in range(dims)), indexing="ij"
+    )
+    index = [positions[1 + i][:, None] * strides[i] + offsets[i].ravel()[None] for i in range(dims)]
+    # Advanced indices around the channel slice put it last: (rows, kernel, channels).
+    taken = padded[(positions[0][:, None], slice(None), *index)]
+    rows = taken.transpose(0, 2, 1).reshape(len(picked), layer.groups, -1)
+    del channels
+    return np.ascontiguousarray(rows.transpose(1, 0, 2))

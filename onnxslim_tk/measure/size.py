@@ -1,0 +1,47 @@
+"""How big a model is: bytes, bytes once zipped, parameters and multiply-accumulates."""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from onnxslim_tk.graph.edit import constants
+from onnxslim_tk.graph.layers import layers
+from onnxslim_tk.graph.model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Figures of one file.
+
+    ``gzip_bytes`` is what deflate (level 6) leaves; ``parameters`` counts values that a run
+    computes with, as they are after decoding; ``macs`` is for one run of the first sample, None
+    where shapes are unknown, layers inside bodies not counted.
+    """
+
+    file_bytes: int
+    gzip_bytes: int
+    parameters: int
+    macs: int | None
+
+
+def size_of(data: bytes, model: Model, shapes: Mapping[str, tuple[int, ...]]) -> Size:
+    """The figures of a file with content ``data`` that opens as ``model``."""
+    counted = [layer.macs(shapes) for layer in layers(model) if not layer.path]
+    known = [macs for macs in counted if macs is not None]
+    return Size(
+        file_bytes=len(data),
+        gzip_bytes=len(zlib.compress(data, 6)),
+        parameters=parameters(model),
+        macs=sum(known) if shapes and len(known) == len(counted) else None,
+    )
+
+
+def parameters(model: Model) -> int:
+    """Number of values in constants that hold numbers, not shapes, indices or switches."""
+    kinds = {np.dtype(t) for t in (np.float16, np.float32, np.float64, np.int8, np.uint8)}
+    return sum(
+        prod(tensor.shape) for tensor in constants(model) if tensor.dtype in kinds and tensor.shape
+    )

@@ -1,0 +1,181 @@
+"""A result held beside its original: size, speed, outputs, layers, and a task metric."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from onnxslim_tk.graph.layers import Layer, layers
+from onnxslim_tk.graph.model import Model
+from onnxslim_tk.measure.fidelity import OutputFidelity, compare
+from onnxslim_tk.measure.kinds import OutputKind
+from onnxslim_tk.measure.latency import Latency, measure_latency
+from onnxslim_tk.measure.metrics import Drop, Metric, paired_drop
+from onnxslim_tk.measure.observe import fetch, inner_tensors
+from onnxslim_tk.measure.runtime import Feed, Session, running_operators
+from onnxslim_tk.measure.samples import Samples
+from onnxslim_tk.measure.size import Size, size_of
+from onnxslim_tk.measure.slices import decibels
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of a step, what is done of it, and how much there is."""
+
+INTEGER_KERNELS: Final = frozenset(
+    {
+        "ConvInteger",
+        "DynamicQuantizeMatMul",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "MatMulNBits",
+        "QGemm",
+        "QLinearConv",
+        "QLinearMatMul",
+    }
+)
+_LAYER_SAMPLES: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class LayerError:
+    """How far a layer's output in the result is from that in the original, in dB of SQNR."""
+
+    layer: str
+    kind: str
+    sqnr_db: float
+
+
+@dataclass(frozen=True, slots=True)
+class Faithfulness:
+    """What samples say: outputs beside each other, and a task metric where labels allow one."""
+
+    outputs: tuple[OutputFidelity, ...]
+    metric: str | None
+    drop: Drop | None
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """All figures of a result beside its original.
+
+    ``latency`` is None where no run could be timed; ``integer_meant`` counts the layers written
+    for integer kernels, ``integer_formed`` the kernels in the graph that the runtime really runs.
+    """
+
+    original: Size
+    result: Size
+    latency: Latency | None
+    faithfulness: Faithfulness | None
+    layers: tuple[LayerError, ...]
+    integer_meant: int
+    integer_formed: int
+
+
+def faithfulness(
+    original: bytes,
+    result: bytes,
+    samples: Samples,
+    metric: Metric | None,
+    kinds: Mapping[str, OutputKind],
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Faithfulness:
+    """Run both files on ``samples`` and compare; the metric needs labels.
+
+    Raises SessionError where a file doesn't run, CalibrationError where labels don't fit.
+    """
+    wanted = metric is not None and samples.labels is not None
+    found = compare(
+        Session(original).run, Session(result).run, samples, kinds, progress, keep_primary=wanted
+    )
+    drop = None
+    if metric is not None and samples.labels is not None:
+        drop = paired_drop(
+            metric, found.original_primary, found.result_primary, samples.labels, seed
+        )
+    return Faithfulness(found.outputs, metric.name if drop and metric else None, drop, len(samples))
+
+
+def validate_files(
+    original: tuple[bytes, Model],
+    result: tuple[bytes, Model],
+    feeds: tuple[Feed, ...],
+    faithful: Faithfulness | None,
+    shapes: tuple[Mapping[str, tuple[int, ...]], Mapping[str, tuple[int, ...]]],
+    progress: Progress,
+) -> Validation:
+    """All figures; ``feeds`` are for timing and for the layers' errors, and may be none."""
+    progress("time both models", 0, 1)
+    latency = measure_latency(original[0], result[0], feeds) if feeds else None
+    progress("time both models", 1, 1)
+    meant = [layer for layer in layers(result[1]) if runs_in_integers(layer)]
+    operators: Counter[str] = running_operators(result[0])
+    return Validation(
+        original=size_of(original[0], original[1], shapes[0]),
+        result=size_of(result[0], result[1], shapes[1]),
+        latency=latency,
+        faithfulness=faithful,
+        layers=layer_errors(original[1], result[1], feeds[:_LAYER_SAMPLES]),
+        integer_meant=len(meant),
+        integer_formed=sum(operators[name] for name in INTEGER_KERNELS),
+    )
+
+
+def runs_in_integers(layer: Layer) -> bool:
+    """Whether a layer is written for an integer kernel: activation and weight behind DQ."""
+    makers = [tensor.inputs[0].op for tensor in layer.node.inputs[:2] if tensor.inputs]
+    return makers == ["DequantizeLinear", "DequantizeLinear"] and layer.kind != "ConvTranspose"
+
+
+def layer_errors(original: Model, result: Model, feeds: tuple[Feed, ...]) -> tuple[LayerError, ...]:
+    """Errors of the layers whose outputs both models have under one name, in graph order.
+
+    A quantized output is read behind its grid, where the activation that it absorbed has worked.
+    """
+    known = set(inner_tensors(original))
+    before = {layer.output.name: layer for layer in layers(original)}
+    pairs = [
+        (layer, layer.output.name, _settled(layer))
+        for layer in layers(result)
+        if not layer.path and layer.output.name in known and layer.kind != "Gather"
+    ]
+    if not pairs or not feeds:
+        return ()
+    energy = dict.fromkeys((name for _, name, _ in pairs), 0.0)
+    error = dict(energy)
+    references = fetch(original, [name for _, name, _ in pairs], feeds)
+    values = fetch(result, [settled for _, _, settled in pairs], feeds)
+    for reference, value in zip(references, values, strict=True):
+        for _, name, settled in pairs:
+            wide = reference[name].astype(np.float64)
+            if wide.shape == value[settled].shape:
+                energy[name] += float(np.square(wide).sum())
+                error[name] += float(np.square(wide - value[settled]).sum())
+    return tuple(
+        LayerError(
+            _id(before, name, original), layer.kind, float(decibels(energy[name], error[name]))
+        )
+        for layer, name, _ in pairs
+    )
+
+
+def _settled(layer: Layer) -> str:
+    """Name of the tensor that a layer's readers get: behind Q and DQ where they follow."""
+    readers = layer.output.outputs
+    if len(readers) == 1 and readers[0].op == "QuantizeLinear":
+        codes = readers[0].outputs[0]
+        back = [node for node in codes.outputs if node.op == "DequantizeLinear"]
+        if back:
+            return str(back[0].outputs[0].name)
+    return str(layer.output.name)
+
+
+def _id(before: Mapping[str, Layer], name: str, original: Model) -> str:
+    """The id of the original's layer that gives ``name``, directly or through what was absorbed."""
+    makers = {t.name: node for node in original.graph.nodes for t in node.outputs}
+    tensor = name
+    while tensor not in before and tensor in makers and makers[tensor].inputs:
+        tensor = makers[tensor].inputs[0].name
+    return before[tensor].id if tensor in before else name

@@ -1,0 +1,21 @@
+"""The methods: one file each, one line each in :data:`PASSES`."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from onnxslim_tk.passes.channels import Channels
+from onnxslim_tk.passes.clean import Clean
+from onnxslim_tk.passes.factorize import Factorize
+from onnxslim_tk.passes.fuse import Fuse
+from onnxslim_tk.passes.quantize import Quantize
+from onnxslim_tk.passes.share import Share
+from onnxslim_tk.passes.sparsify import Sparsify
+
+PASSES: Final[Mapping[str, type[Any]]] = MappingProxyType(
+    {
+        method.name: method
+        for method in (Clean, Fuse, Factorize, Channels, Sparsify, Share, Quantize)
+    }
+)
+"""Every method by the name that recipes use."""

@@ -1,0 +1,213 @@
+"""Static int8 quantization: uint8 activations and int8 weights between Q and DQ nodes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from onnxslim_tk.graph.opset import raise_opset
+from onnxslim_tk.recover.bias import shift_means
+
+from onnxslim_tk.errors import RecipeError
+from onnxslim_tk.graph.edit import output_names
+from onnxslim_tk.graph.layers import Layer, layers
+from onnxslim_tk.graph.model import Model
+from onnxslim_tk.graph.qdq import Affine, WeightGrid, gather_rows, write_regions
+from onnxslim_tk.graph.regions import Grid, find_regions
+from onnxslim_tk.kernels.least_squares import relative_error
+from onnxslim_tk.kernels.ranges import (
+    Histogram,
+    affine_parameters,
+    expected_error,
+    mse_range,
+)
+from onnxslim_tk.kernels.rounding import symmetric_scales, to_grid
+from onnxslim_tk.measure.observe import Statistics
+from onnxslim_tk.packing.cost import packed_bytes
+from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
+
+Array = NDArray[Any]
+_SMALLEST = 64
+# Bytes of the nodes and small constants that a quantized layer brings along.
+_INTEGER_OVERHEAD = 330
+_FLOAT_OVERHEAD = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Quantize:
+    """Int8 by layer: in integers where samples show the ranges, else int8 weights run in float.
+
+    ``activations`` false keeps all arithmetic in float; ``ranges`` picks the grid of activations
+    by least squared error, by extremes, or (auto) by error for convolutions and by extremes for
+    matrix products, whose inputs have outliers that matter; ``weight_bits`` 7 is for CPUs without
+    VNNI, where sums of 8-bit products can saturate (Jacob et al., 2018; Krishnamoorthi, 2018).
+    """
+
+    name: ClassVar[str] = "quantize"
+    main: ClassVar[str] = "activations"
+    observes: ClassVar[frozenset[Observable]] = frozenset({"mean", "range"})
+
+    activations: bool = True
+    ranges: Literal["auto", "mse", "minmax"] = "auto"
+    weight_bits: int = 8
+    bias_correction: bool = True
+
+    def __post_init__(self) -> None:
+        if self.weight_bits not in (7, 8):
+            raise RecipeError(f"quantize: weight bits must be 7 or 8, got {self.weight_bits}")
+        if self.ranges not in ("auto", "mse", "minmax"):
+            raise RecipeError(f"quantize: ranges must be auto, mse or minmax, got {self.ranges!r}")
+
+    def propose(self, model: Model, context: Context) -> Iterator[Proposal | Refusal]:
+        """One row a layer: ``integer``, then ``float`` (int8 weights, float arithmetic)."""
+        for layer in layers(model):
+            tuned = context.tuned(self, layer.names)
+            if tuned is None:
+                continue
+            reason = _refusal(layer)
+            if reason:
+                yield Refusal(layer.id, self.name, reason)
+                continue
+            yield from _rows(tuned, layer, context)
+
+    def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
+        """Write the chosen layers; integer ones and what lies between them as regions."""
+        if not chosen:
+            return
+        raise_opset(model, 13)
+        rows = {row.targets[0]: row for row in chosen}
+        integer: list[tuple[Layer, WeightGrid]] = []
+        outputs = output_names(model)
+        for layer in list(layers(model)):
+            row = rows.get(layer.id)
+            if row is None:
+                continue
+            tuned = context.tuned(self, layer.names) or self
+            grid, before = _weight_grid(layer, tuned.weight_bits), layer.matrix()
+            if row.setting == "rows":
+                gather_rows(model, layer, grid)
+                continue
+            if tuned.bias_correction and context.statistics is not None and layer.is_dense:
+                after = layer.to_matrix(grid.dense(layer)).astype(np.float64)
+                shift_means(model, layer, before, after, context.statistics, outputs)
+            if row.setting == "float":
+                if layer.is_dense:
+                    layer.set_scaled(model, grid.values, grid.scales)
+            else:
+                integer.append((layer, grid))
+        if integer and context.statistics is not None:
+            self._write_integer(model, integer, context.statistics)
+
+    def _write_integer(
+        self, model: Model, integer: list[tuple[Layer, WeightGrid]], statistics: Statistics
+    ) -> None:
+        outputs = output_names(model)
+        regions = find_regions(model.graph, [layer.node for layer, _ in integer], outputs)
+        affine: dict[str, Affine] = {}
+        for name, grid in regions.grids.items():
+            if grid.like not in affine:
+                head = regions.grids.get(grid.like, grid)
+                affine[grid.like] = self._affine(head, statistics)
+            affine[name] = affine[grid.like]
+        ranks = {name: len(shape) for name, shape in statistics.shapes.items()}
+        write_regions(model, regions, affine, integer, ranks)
+
+    def _affine(self, grid: Grid, statistics: Statistics) -> Affine:
+        histogram = statistics.ranges.get(grid.like) or statistics.ranges[grid.tensor.name]
+        low, high = _range(histogram, grid, self.ranges)
+        return Affine(*affine_parameters(low, high))
+
+
+def _range(histogram: Histogram, grid: Grid, method: str) -> tuple[float, float]:
+    by_error = method == "mse" or (method == "auto" and (grid.feeds_conv or grid.made_in_integers))
+    if by_error:
+        low, high = mse_range(histogram, grid.floor)
+    else:
+        low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
+        low = low if grid.floor is None else grid.floor
+    return low, high if grid.ceiling is None else min(high, grid.ceiling)
+
+
+def _refusal(layer: Layer) -> str:
+    if layer.size < _SMALLEST:
+        return f"fewer than {_SMALLEST} weights"
+    if not layer.is_dense and layer.node.op != "Gather" and not _is_decode(layer):
+        return "quantized already"
+    if not layer.is_dense and layer.stored.dtype != np.int8:
+        return "quantized already"
+    if layer.zero_point is not None and np.any(layer.zero_point):
+        return "quantized already, with a zero point"
+    if not np.isfinite(layer.weight).all():
+        return "the weight holds values that are not finite"
+    if layer.is_shared:
+        return "the weight is shared with another node"
+    return ""
+
+
+def _is_decode(layer: Layer) -> bool:
+    """Whether a scaled weight is integers times a scale, not behind a DequantizeLinear."""
+    maker = layer.node.inputs[1].inputs[0]
+    return bool(maker.op == "Mul")
+
+
+def _rows(tuned: Quantize, layer: Layer, context: Context) -> Iterator[Proposal]:
+    grid = _weight_grid(layer, tuned.weight_bits)
+    before = packed_bytes(layer.weight) if layer.is_dense else packed_bytes(grid.values)
+    if not layer.is_dense:
+        before += grid.scales.nbytes + _FLOAT_OVERHEAD
+    after = packed_bytes(grid.values) + grid.scales.nbytes
+    macs = layer.macs(context.shapes)
+    error = relative_error(_flat(layer.weight), _flat(grid.dense(layer)))
+    if layer.kind == "Gather":
+        saved = before - after - 2 * _FLOAT_OVERHEAD
+        yield Proposal((layer.id,), tuned.name, "rows", bytes_saved=saved, error=error)
+        return
+    if tuned.activations and _can_run_in_integers(layer, context):
+        noise = _input_noise(layer, context.statistics)
+        yield Proposal(
+            (layer.id,),
+            tuned.name,
+            "integer",
+            bytes_saved=before - after - _INTEGER_OVERHEAD - 4 * layer.channels,
+            cost_saved=context.target.integer_saving(layer.kind, macs),
+            error=error + noise,
+        )
+    if layer.is_dense and before - after - _FLOAT_OVERHEAD > 0:
+        saved = before - after - _FLOAT_OVERHEAD
+        yield Proposal((layer.id,), tuned.name, "float", bytes_saved=saved, error=error)
+
+
+def _can_run_in_integers(layer: Layer, context: Context) -> bool:
+    known = context.statistics is not None and layer.input.name in context.statistics.ranges
+    return known and layer.kind in ("Conv", "Gemm", "MatMul") and not layer.path
+
+
+def _input_noise(layer: Layer, statistics: Statistics | None) -> float:
+    """Expected relative squared error of the layer's input on its grid."""
+    if statistics is None:
+        return 0.0
+    histogram = statistics.ranges[layer.input.name]
+    low, high = mse_range(histogram)
+    centres = (histogram.edges[1:] + histogram.edges[:-1]) / 2
+    energy = float((histogram.counts * centres**2).sum() / histogram.total)
+    return expected_error(histogram, low, high) / max(energy, 1e-30)
+
+
+def _flat(weight: Array) -> Array:
+    return weight.reshape(weight.shape[0], -1)
+
+
+def _weight_grid(layer: Layer, bits: int) -> WeightGrid:
+    """Int8 values and scales per output channel; values that lie on a grid already stay."""
+    if layer.scale is not None:
+        values = np.asarray(layer.stored.values)
+        count = values.shape[layer.channel_axis]
+        scales = np.broadcast_to(layer.scale.astype(np.float32), (count,))
+        return WeightGrid(values, scales.copy())
+    weight = layer.weight
+    by_channel = np.moveaxis(weight, layer.channel_axis, 0)
+    flat = by_channel.reshape(by_channel.shape[0], -1).astype(np.float64)
+    scales = symmetric_scales(flat, bits).astype(np.float32)
+    values = to_grid(flat, scales.astype(np.float64), bits).reshape(by_channel.shape)
+    return WeightGrid(np.ascontiguousarray(np.moveaxis(values, 0, layer.channel_axis)), scales)

@@ -1,0 +1,154 @@
+"""Weight sharing: a few distinct values a tensor, found by K-means, with error feedback."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from onnxslim_tk.errors import RecipeError
+from onnxslim_tk.graph.edit import output_names
+from onnxslim_tk.graph.layers import Layer, layers
+from onnxslim_tk.graph.model import Model
+from onnxslim_tk.packing.cost import packed_bytes
+from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
+from onnxslim_tk.recover.bias import moments_of, shift_bytes, shift_means
+from onnxslim_tk.recover.codebook import INT8, Codebook, CodebookFit, is_pruned
+
+_SMALLEST = 512
+# Entry counts that fill a code of 1, 2, 4 or 8 bits.
+_STEPS = (2, 4, 16, 256)
+# The Cast and the Mul that bring a scale, and the headers of the tensors between.
+_DECODE_BYTES = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """At most ``clusters`` distinct values (vectors of ``dimensions`` values) in every weight.
+
+    ``scaled`` puts them on whole numbers times one scale per output channel, which a later
+    quantization keeps; otherwise they are floats. ``feedback`` rounds column after column and
+    lets the columns to come make up for the error (GPTQ, Frantar et al., 2022); it works on single
+    values and needs samples. Exact zeros of a pruned weight stay zeros.
+    """
+
+    name: ClassVar[str] = "share"
+    main: ClassVar[str] = "clusters"
+    observes: ClassVar[frozenset[Observable]] = frozenset({"mean", "covariance"})
+
+    clusters: int = 16
+    dimensions: Literal[1, 2, 4, 8] = 1
+    scaled: bool = True
+    feedback: bool = True
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.clusters <= 256:
+            raise RecipeError(f"share: clusters must be in [2, 256], got {self.clusters}")
+        if self.dimensions not in (1, 2, 4, 8):
+            raise RecipeError(f"share: dimensions must be 1, 2, 4 or 8, got {self.dimensions}")
+
+    def propose(self, model: Model, context: Context) -> Iterator[Proposal | Refusal]:
+        """One row a layer with the codebook asked for, then finer ones."""
+        outputs = output_names(model)
+        for layer in layers(model):
+            tuned = context.tuned(self, layer.names)
+            if tuned is None:
+                continue
+            reason = _refusal(layer, tuned)
+            if reason:
+                yield Refusal(layer.id, self.name, reason)
+            else:
+                yield from _rows(tuned, layer, context, outputs)
+
+    def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
+        """Give the chosen layers values of the codebooks in their rows' details."""
+        rows = {row.targets[0]: row for row in chosen}
+        outputs = output_names(model)
+        for layer in list(layers(model)):
+            if layer.id not in rows:
+                continue
+            tuned = context.tuned(self, layer.names) or self
+            book = _book(rows[layer.id].details)
+            fit = _fit(layer, context)
+            values, scales = fit.round(book, tuned.feedback)
+            after = fit.rebuilt(values, scales)
+            if book.unit is None:
+                layer.set_dense(model, values)
+            else:
+                layer.set_scaled(model, values, scales)
+            shift_means(model, layer, fit.matrix, after, context.statistics, outputs)
+
+
+def _refusal(layer: Layer, tuned: Share) -> str:
+    if layer.size < _SMALLEST:
+        return f"fewer than {_SMALLEST} weights"
+    if not layer.is_dense:
+        return "the weight is stored behind a scale"
+    if layer.is_shared:
+        return "the weight is shared with another node"
+    if not np.isfinite(layer.weight).all():
+        return "the weight holds values that are not finite"
+    if layer.size % tuned.dimensions:
+        return f"{layer.size} weights do not split into vectors of {tuned.dimensions}"
+    if tuned.dimensions > 1 and is_pruned(layer.weight):
+        return "pruned zeros would not survive in vectors"
+    return ""
+
+
+def _fit(layer: Layer, context: Context) -> CodebookFit:
+    moments = moments_of(layer, context.statistics)
+    return CodebookFit(layer, None if moments is None else moments.second)
+
+
+def _levels(tuned: Share) -> list[tuple[int, int]]:
+    """Clusters and dimensions: as asked for, then what takes more bits a weight."""
+    levels: list[tuple[int, int]] = [(tuned.clusters, tuned.dimensions)]
+    if tuned.dimensions == 1:
+        return [*levels, *((step, 1) for step in _STEPS if step > tuned.clusters)]
+    width: int = tuned.dimensions if tuned.clusters < _STEPS[-1] else tuned.dimensions // 2
+    while width > 1:
+        levels.append((_STEPS[-1], width))
+        width //= 2
+    return [*levels, *((step, 1) for step in _STEPS[2:])]
+
+
+def _rows(
+    tuned: Share, layer: Layer, context: Context, outputs: set[str]
+) -> Iterator[Proposal | Refusal]:
+    plain = packed_bytes(layer.weight)
+    extra = shift_bytes(layer, context.statistics, outputs)
+    fit = _fit(layer, context)
+    proposed = False
+    for clusters, dimensions in _levels(tuned):
+        book = fit.fit(clusters, dimensions, tuned.scaled, context.seed)
+        values, scales = fit.round(book, feedback=False)
+        if tuned.scaled:
+            taken = packed_bytes(values.astype(np.int8)) + packed_bytes(scales) + _DECODE_BYTES
+        else:
+            taken = packed_bytes(values.astype(np.float32))
+        saved = plain - taken - extra
+        if saved <= 0:
+            continue
+        proposed = True
+        yield Proposal(
+            (layer.id,),
+            tuned.name,
+            clusters if dimensions == 1 else f"{clusters}x{dimensions}",
+            _details(book),
+            bytes_saved=saved,
+            error=fit.expected_error(values, scales, tuned.feedback and dimensions == 1),
+        )
+    if not proposed:
+        yield Refusal(layer.id, tuned.name, "a codebook would not make the packed weight smaller")
+
+
+def _details(book: Codebook) -> dict[str, Any]:
+    """A codebook as JSON; no entries stand for all of int8."""
+    return {"entries": [] if book.unit == 0.0 else book.entries.tolist(), "unit": book.unit}
+
+
+def _book(details: Any) -> Codebook:
+    entries, unit = details["entries"], details["unit"]
+    if unit == 0.0:
+        return INT8
+    return Codebook(np.asarray(entries, np.float64), None if unit is None else float(unit))

@@ -1,0 +1,7 @@
+"""The way of the data: optimize, plan, apply, validate, pack, load and save."""
+
+from onnxslim_tk.pipeline.files import load, save
+from onnxslim_tk.pipeline.options import Options
+from onnxslim_tk.pipeline.run import apply, optimize, pack, plan, validate
+
+__all__ = ["Options", "apply", "load", "optimize", "pack", "plan", "save", "validate"]

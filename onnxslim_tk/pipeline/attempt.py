@@ -1,0 +1,147 @@
+"""Attempts: compressed models, each checked on the samples for choosing, and the best of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from onnxslim_tk.errors import SessionError
+from onnxslim_tk.graph.model import Model
+from onnxslim_tk.measure.runtime import Feed, Session, TensorInfo
+from onnxslim_tk.measure.samples import Samples, Split, random_feed, split
+from onnxslim_tk.measure.validate import Faithfulness, faithfulness
+from onnxslim_tk.packing import PackedTensor
+from onnxslim_tk.pipeline.files import packed, provenance
+from onnxslim_tk.pipeline.options import Options
+from onnxslim_tk.pipeline.stages import Chooser, Setting, carry_out
+from onnxslim_tk.pipeline.stepping import TOLERANCES, Asking, Stepping, lossless
+from onnxslim_tk.plan.budget import Budget, Check, verdict
+from onnxslim_tk.plan.plan import Plan
+from onnxslim_tk.plan.recipe import Recipe, recipe_data
+from onnxslim_tk.version import VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A result: its bytes, the model they open as, how it came about.
+
+    ``steps`` counts the steps back before it; ``only_tidied`` says that no lossy row is in it.
+    """
+
+    data: bytes
+    model: Model
+    plan: Plan
+    packed: tuple[PackedTensor, ...]
+    steps: int = 0
+    only_tidied: bool = False
+
+
+class Workshop:
+    """An original opened for compression, with its samples split."""
+
+    def __init__(
+        self,
+        source: Path,
+        data: bytes,
+        model: Model,
+        inputs: Sequence[TensorInfo],
+        recipe: Recipe,
+        samples: Samples | None,
+        options: Options,
+    ) -> None:
+        self.source, self.data, self.model, self.inputs = source, data, model, inputs
+        self.recipe, self.samples, self.options = recipe, samples, options
+
+    @cached_property
+    def parts(self) -> Split | None:
+        """The samples split three ways, None without."""
+        return None if self.samples is None else split(self.samples, self.options.seed)
+
+    @cached_property
+    def budget(self) -> Budget:
+        """The user's budget, or else the recipe's."""
+        return self.recipe.budget if self.options.budget is None else self.options.budget
+
+    @cached_property
+    def feed(self) -> Feed | None:
+        """One run's inputs: the first sample, or made up; None where nothing made up runs."""
+        if self.parts is not None:
+            return self.parts.calibrate.feeds[0]
+        try:
+            feed = random_feed(self.inputs, self.options.seed)
+            Session(self.source).run(feed)
+        except SessionError:
+            return None
+        return feed
+
+    def attempt(self, choose: Chooser, steps: int) -> Attempt:
+        """One pass through all stages with the rows that ``choose`` picks, packed."""
+        setting = Setting(
+            self.recipe,
+            self.options.target,
+            self.parts.calibrate if self.parts else None,
+            self.feed,
+            self.options.seed,
+            self.options.progress,
+        )
+        model = self.model.copy()
+        stages = carry_out(model, setting, choose)
+        origin = provenance(self.model, VERSION, self.options.seed, recipe_data(self.recipe))
+        self.options.progress("pack", 0, 1)
+        data, changed = packed(model, origin)
+        self.options.progress("pack", 1, 1)
+        made = Plan(self.model.source_sha256, self.recipe, self.options.seed, stages)
+        lossy = any(row.error > 0 for stage in stages for row in stage.rows)
+        return Attempt(data, model, made, tuple(changed), steps, steps > 0 and not lossy)
+
+    def existing(self, data: bytes, model: Model) -> Attempt:
+        """A result that lies there already."""
+        none = Plan(self.model.source_sha256, self.recipe, self.options.seed, ())
+        return Attempt(data, model, none, ())
+
+    def best(self) -> Attempt:
+        """The first attempt that keeps the budget on the samples for choosing.
+
+        Without samples there is nothing to choose by, and the recipe counts as it stands.
+        """
+        attempt = self.attempt(Asking(), 0)
+        if self.parts is None or self.holds(attempt):
+            return attempt
+        stepping = Stepping(self.parts.calibrate.feeds, self.options.progress)
+        for steps, share in enumerate(TOLERANCES, start=1):
+            stepping.share = share
+            attempt = self.attempt(stepping, steps)
+            if self.holds(attempt):
+                return attempt
+        return self.tidied(len(TOLERANCES) + 1)
+
+    def tidied(self, steps: int) -> Attempt:
+        """The model with lossless rows alone."""
+        return replace(self.attempt(lossless, steps), only_tidied=True)
+
+    def holds(self, attempt: Attempt) -> bool:
+        """Whether an attempt runs and keeps the budget on the samples for choosing."""
+        if self.parts is None:
+            return True
+        try:
+            found = self.measure(attempt, self.parts.choose, "check")
+        except SessionError:
+            return False
+        return all(check.holds for check in self.checks(found))
+
+    def measure(self, attempt: Attempt, samples: Samples, step: str) -> Faithfulness:
+        """Run original and attempt side by side on ``samples``."""
+        progress = self.options.progress
+        return faithfulness(
+            self.data,
+            attempt.data,
+            samples,
+            self.options.metric,
+            self.options.kinds,
+            self.options.seed,
+            lambda done, total: progress(step, done, total),
+        )
+
+    def checks(self, found: Faithfulness) -> tuple[Check, ...]:
+        """The budget held against what was found."""
+        return verdict(found.outputs, found.drop, self.budget, found.samples)

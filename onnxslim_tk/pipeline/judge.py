@@ -1,0 +1,92 @@
+"""The last word: an attempt measured on the samples that nothing was chosen by."""
+
+import hashlib
+import time
+
+from onnxslim_tk.graph.model import Model
+from onnxslim_tk.measure.observe import observed_shapes
+from onnxslim_tk.measure.runtime import Feed, runtime_version
+from onnxslim_tk.measure.validate import validate_files
+from onnxslim_tk.pipeline.attempt import Attempt, Workshop
+from onnxslim_tk.pipeline.files import parse
+from onnxslim_tk.report.outcome import Counts, Report
+from onnxslim_tk.version import VERSION
+
+_TIMING_FEEDS = 3
+
+
+def judge(shop: Workshop, attempt: Attempt, started: float, everything: bool = False) -> Report:
+    """The report on an attempt, from its bytes as they will be written.
+
+    ``everything`` judges by all samples, for results that nothing here was chosen for.
+    ``started`` is the process's CPU time when the run began.
+    """
+    opened = parse(attempt.data)
+    parts = shop.parts
+    judging = None
+    if shop.samples is not None and parts is not None:
+        judging = shop.samples if everything else parts.judge
+    found = None if judging is None else shop.measure(attempt, judging, "judge")
+    feeds: tuple[Feed, ...] = () if shop.feed is None else (shop.feed,)
+    if judging is not None:
+        feeds = tuple(judging.feeds[k] for k in range(min(_TIMING_FEEDS, len(judging))))
+    shapes = tuple(_shapes(model, feeds) for model in (shop.model, opened))
+    validation = validate_files(
+        (shop.data, shop.model),
+        (attempt.data, opened),
+        feeds,
+        found,
+        (shapes[0], shapes[1]),
+        shop.options.progress,
+    )
+    counts = None
+    if parts is not None and judging is not None:
+        sizes = (0, 0) if everything else (len(parts.calibrate), len(parts.choose))
+        counts = Counts(*sizes, len(judging), parts.overlaps and not everything)
+    return Report(
+        version=VERSION,
+        runtime=runtime_version(),
+        source_sha256=hashlib.sha256(shop.data).hexdigest(),
+        result_sha256=hashlib.sha256(attempt.data).hexdigest(),
+        recipe=shop.recipe.name,
+        seed=shop.options.seed,
+        samples=counts,
+        validation=validation,
+        checks=() if found is None else shop.checks(found),
+        plan=attempt.plan,
+        packed=attempt.packed,
+        warnings=tuple(_warnings(shop, attempt, counts)),
+        steps_back=attempt.steps,
+        only_tidied=attempt.only_tidied,
+        seconds=time.process_time() - started,
+    )
+
+
+def _shapes(model: Model, feeds: tuple[Feed, ...]) -> dict[str, tuple[int, ...]]:
+    return observed_shapes(model, feeds[0]) if feeds else {}
+
+
+def _warnings(shop: Workshop, attempt: Attempt, counts: Counts | None) -> list[str]:
+    found = []
+    if shop.samples is None:
+        made = "only methods that need none were used, and " if attempt.plan.stages else ""
+        found.append(
+            f"no samples: {made}nothing says what the result does to the model's accuracy; "
+            "give --calibration PATH"
+        )
+    if counts is not None and counts.overlaps:
+        found.append(
+            f"{counts.judge} samples are too few to split: the result was judged on samples that "
+            "it was made with"
+        )
+    if attempt.only_tidied:
+        found.append(
+            "no compressed model kept the budget: the result is the original, tidied and packed"
+        )
+    elif attempt.steps:
+        found.append(
+            f"the recipe as it stands broke the budget: {attempt.steps} steps back were needed"
+        )
+    if attempt.plan.stages and len(attempt.data) >= len(shop.data):
+        found.append("the result is no smaller than the original")
+    return found

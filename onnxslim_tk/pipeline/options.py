@@ -1,0 +1,38 @@
+"""What a run may be told beside the model and the recipe."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from onnxslim_tk.measure.images import ImageOptions
+from onnxslim_tk.measure.kinds import OutputKind
+from onnxslim_tk.measure.metrics import Metric
+from onnxslim_tk.measure.samples import Samples
+from onnxslim_tk.measure.validate import Progress
+from onnxslim_tk.plan.budget import Budget
+from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU, Target
+
+PathLike = str | os.PathLike[str]
+
+
+def silent(step: str, done: int, total: int) -> None:
+    """Report no progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a run may be told beside the model and the recipe.
+
+    ``calibration`` is a path to samples, or samples; ``limit`` the most of them that are used;
+    ``kinds`` settles the kind of outputs by name; ``budget`` None takes the recipe's.
+    """
+
+    calibration: PathLike | Samples | None = None
+    limit: int | None = None
+    images: ImageOptions = field(default_factory=ImageOptions)
+    metric: Metric | None = None
+    kinds: Mapping[str, OutputKind] = field(default_factory=dict)
+    budget: Budget | None = None
+    seed: int = 0
+    target: Target = ONNXRUNTIME_CPU
+    progress: Progress = silent

@@ -1,0 +1,134 @@
+"""The verbs: optimize, plan, apply and validate, each the way of the data on one screen."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from onnxslim_tk.errors import CalibrationError, ModelError, RecipeError
+from onnxslim_tk.measure.runtime import Session
+from onnxslim_tk.measure.samples import Samples, read_samples
+from onnxslim_tk.packing import PackedTensor
+from onnxslim_tk.passes import PASSES
+from onnxslim_tk.pipeline.attempt import Workshop
+from onnxslim_tk.pipeline.files import (
+    packed,
+    parse,
+    read_model,
+    stored_provenance,
+    write_file,
+)
+from onnxslim_tk.pipeline.judge import judge
+from onnxslim_tk.pipeline.options import Options, PathLike
+from onnxslim_tk.pipeline.stages import following
+from onnxslim_tk.plan.plan import Plan, read_plan
+from onnxslim_tk.plan.recipe import Recipe, read_recipe
+from onnxslim_tk.report.outcome import Report
+
+_PLAIN = Options()
+
+
+def optimize(
+    source: PathLike,
+    result: PathLike,
+    recipe: str | Recipe = "balanced",
+    options: Options = _PLAIN,
+) -> Report:
+    """Compress the model at ``source`` and write it to ``result`` if it keeps the budget.
+
+    Steps back to milder settings until the budget holds on the samples for choosing; where none
+    does, writes the tidied model, and the report says so. Raises an OnnxSlimError, with nothing
+    written, for a model, recipe or samples that can't be used.
+    """
+    started = time.process_time()
+    shop = _open(Path(source), recipe, options, Path(result))
+    attempt = shop.best()
+    report = judge(shop, attempt, started)
+    if not report.holds:
+        # The judging samples disagree: only what changes nothing is safe to hand over.
+        attempt = shop.tidied(attempt.steps)
+        report = judge(shop, attempt, started)
+    write_file(attempt.data, Path(result))
+    return report
+
+
+def plan(source: PathLike, recipe: str | Recipe = "balanced", options: Options = _PLAIN) -> Plan:
+    """What :func:`optimize` would do, as rows to read and edit; writes nothing."""
+    return _open(Path(source), recipe, options, None).best().plan
+
+
+def apply(
+    source: PathLike,
+    result: PathLike,
+    steps: Plan | PathLike,
+    options: Options = _PLAIN,
+    force: bool = False,
+) -> Report:
+    """Carry a plan out on the model it was made for and write the result.
+
+    The plan's seed and recipe count, whatever ``options`` say. A result that doesn't keep the
+    budget is written only with ``force``; the report tells in either case. Raises RecipeError
+    for a plan that belongs to another model.
+    """
+    started = time.process_time()
+    given = steps if isinstance(steps, Plan) else read_plan(Path(steps), PASSES)
+    shop = _open(Path(source), given.recipe, replace(options, seed=given.seed), Path(result))
+    if given.source_sha256 != shop.model.source_sha256:
+        raise RecipeError(
+            f"plan: it was made for a model with SHA-256 {given.source_sha256[:12]}..., "
+            f"this one has {shop.model.source_sha256[:12]}..."
+        )
+    attempt = shop.attempt(following(given), 0)
+    report = judge(shop, attempt, started)
+    if report.holds or force:
+        write_file(attempt.data, Path(result))
+    return report
+
+
+def validate(original: PathLike, result: PathLike, options: Options = _PLAIN) -> Report:
+    """Hold a result beside its original, on all the samples given; changes nothing."""
+    started = time.process_time()
+    shop = _open(Path(original), Recipe("none", ()), options, None)
+    data = read_model(Path(result))
+    attempt = shop.existing(data, parse(data, Path(result)))
+    return judge(shop, attempt, started, everything=True)
+
+
+def pack(source: PathLike, result: PathLike) -> tuple[PackedTensor, ...]:
+    """Write the model at ``source`` to ``result`` with the same values in fewer bytes.
+
+    Gives what was changed. The runtime must be able to load both files.
+    """
+    data = read_model(Path(source))
+    _check_target(Path(source), Path(result))
+    Session(Path(source))
+    model = parse(data, Path(source))
+    smaller, changed = packed(model, stored_provenance(model))
+    Session(smaller)
+    write_file(smaller, Path(result))
+    return tuple(changed)
+
+
+def _open(source: Path, recipe: str | Recipe, options: Options, result: Path | None) -> Workshop:
+    data = read_model(source)
+    if result is not None:
+        _check_target(source, result)
+    chosen = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, PASSES)
+    model = parse(data, source)
+    session = Session(source)
+    samples = options.calibration
+    if samples is not None and not isinstance(samples, Samples):
+        samples = read_samples(
+            Path(samples), session.inputs, options.images, options.limit, options.seed
+        )
+    if options.metric is not None and (samples is None or samples.labels is None):
+        raise CalibrationError(f"metric: {options.metric.name} needs samples with labels")
+    return Workshop(source, data, model, session.inputs, chosen, samples, options)
+
+
+def _check_target(source: Path, result: Path) -> None:
+    if not result.parent.is_dir():
+        raise ModelError(f"model: the folder {result.parent} does not exist")
+    if result.is_dir():
+        raise ModelError(f"model: {result} is a folder; a file name is needed")
+    if result.exists() and result.samefile(source):
+        raise ModelError(f"model: {result} is the source itself; give the result another name")

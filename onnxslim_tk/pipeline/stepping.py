@@ -1,0 +1,80 @@
+"""Stepping back: milder choices, worst rows first, until the budget holds."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from onnxslim_tk.graph.model import Model
+from onnxslim_tk.measure.probe import Probe
+from onnxslim_tk.measure.runtime import Feed
+from onnxslim_tk.measure.validate import Progress
+from onnxslim_tk.plan.policy import alternatives, asked_for, rescaled, within
+from onnxslim_tk.plan.proposal import Context, Pass, Proposal
+from onnxslim_tk.plan.recipe import Stage
+
+TOLERANCES: Final = (0.5, 0.25, 0.1, 0.03, 0.01, 0.0)
+"""Shares of the summed error of all rows asked for that a step back still allows."""
+_PROBE_SAMPLES: Final = 6
+
+
+class Asking:
+    """Takes every setting as it was asked for."""
+
+    def __call__(
+        self, stage: Stage, proposals: Sequence[Proposal], model: Model, context: Context
+    ) -> list[Proposal]:
+        """The asked-for row of every target."""
+        return asked_for(proposals)
+
+
+class Stepping:
+    """Takes rows whose measured errors add up to a share of those of all rows asked for.
+
+    Each row is probed alone, once; its error is kept for later steps by method and targets.
+    """
+
+    def __init__(self, feeds: Sequence[Feed], progress: Progress) -> None:
+        self.share = 1.0
+        self._feeds = feeds[:_PROBE_SAMPLES]
+        self._progress = progress
+        self._errors: dict[tuple[str, tuple[str, ...]], float] = {}
+
+    def __call__(
+        self, stage: Stage, proposals: Sequence[Proposal], model: Model, context: Context
+    ) -> list[Proposal]:
+        """Rows within the present share, chosen by the knapsack."""
+        groups = alternatives(proposals)
+        lossy = [k for k, group in enumerate(groups) if group[0].error > 0]
+        if not lossy:
+            return asked_for(proposals)
+        if self._feeds:
+            self._measure(stage, [groups[k][0] for k in lossy], model, context)
+        measured = {
+            k: self._errors[key]
+            for k in lossy
+            if (key := (groups[k][0].method, groups[k][0].targets)) in self._errors
+        }
+        known = rescaled(proposals, measured)
+        total = sum(group[0].error for group in alternatives(known) if group[0].error < 1e9)
+        return within(known, self.share * total)
+
+    def _measure(
+        self, stage: Stage, rows: Sequence[Proposal], model: Model, context: Context
+    ) -> None:
+        missing = [row for row in rows if (row.method, row.targets) not in self._errors]
+        if not missing:
+            return
+        probe = Probe(model, self._feeds)
+        methods: dict[str, Pass] = {method.name: method for method in stage.passes}
+        for k, row in enumerate(missing):
+            self._progress(f"{stage.name}: measure each row", k, len(missing))
+            method = methods[row.method]
+            error = probe.error(lambda twin, m=method, r=row: m.apply(twin, [r], context))  # type: ignore[misc]
+            self._errors[row.method, row.targets] = min(error, 1e9)
+        self._progress(f"{stage.name}: measure each row", len(missing), len(missing))
+
+
+def lossless(
+    stage: Stage, proposals: Sequence[Proposal], model: Model, context: Context
+) -> list[Proposal]:
+    """Only rows that change no output."""
+    return asked_for([row for row in proposals if row.error == 0])

@@ -1,0 +1,138 @@
+"""Budgets: how far a result may be from the original, by kind of output and by task metric."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite, sqrt
+from types import MappingProxyType
+from typing import Final
+
+from onnxslim_tk.errors import RecipeError
+from onnxslim_tk.measure.fidelity import OutputFidelity
+from onnxslim_tk.measure.kinds import OutputKind
+from onnxslim_tk.measure.metrics import Drop
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The least that an output must keep: dB, mean cosine, and shares of equal decisions."""
+
+    sqnr_db: float | None = None
+    cosine: float | None = None
+    agreement: float | None = None
+
+
+DEFAULT_LIMITS: Final[Mapping[OutputKind, Limits]] = MappingProxyType(
+    {
+        "classes": Limits(sqnr_db=6.0, agreement=0.93),
+        "sequence": Limits(sqnr_db=6.0, agreement=0.96),
+        "map": Limits(sqnr_db=12.0),
+        "embedding": Limits(sqnr_db=10.0, cosine=0.95),
+        "values": Limits(sqnr_db=20.0),
+    }
+)
+
+
+_USUAL_DROP: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a result must keep.
+
+    ``max_drop`` (in the metric's own unit, 0.01 by default) takes the place of the usual limits
+    on agreement when a task metric is measured; a collapsed or non-finite output never passes.
+    """
+
+    max_drop: float | None = None
+    min_sqnr_db: float | None = None
+    min_agreement: float | None = None
+    min_cosine: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_drop is not None and not (isfinite(self.max_drop) and self.max_drop >= 0):
+            raise RecipeError(f"budget: max drop must be 0 or more, got {self.max_drop}")
+        for name in ("min_agreement", "min_cosine"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                said = name.replace("_", " ")
+                raise RecipeError(f"budget: {said} must be in [0, 1], got {value}")
+
+    def limits(self, kind: OutputKind) -> Limits:
+        """The limits for a kind of output, the user's before the defaults."""
+        usual = DEFAULT_LIMITS[kind]
+        return Limits(
+            usual.sqnr_db if self.min_sqnr_db is None else self.min_sqnr_db,
+            usual.cosine if self.min_cosine is None else self.min_cosine,
+            usual.agreement if self.min_agreement is None else self.min_agreement,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One comparison of a figure with its limit; a ``note`` says what a reader should know."""
+
+    subject: str
+    figure: str
+    value: float
+    limit: float
+    holds: bool
+    note: str = ""
+
+
+def verdict(
+    outputs: Sequence[OutputFidelity], drop: Drop | None, budget: Budget, count: int
+) -> tuple[Check, ...]:
+    """Every limit of ``budget`` held against the figures of ``count`` samples.
+
+    What is counted in decisions gates through a bound: it fails where the samples show that the
+    limit is broken. Where they are too few to see the allowed drop of a metric, agreement with
+    the original has to hold as well.
+    """
+    checks: list[Check] = []
+    allowed = _USUAL_DROP if budget.max_drop is None else budget.max_drop
+    asked = budget.min_agreement is not None
+    told_by_metric = drop is not None and drop.samples * allowed >= 1
+    for output in outputs:
+        checks.extend(_health(output))
+        limits = budget.limits(output.kind)
+        if limits.sqnr_db is not None:
+            checks.append(_least(output.name, "SQNR dB", output.sqnr_db, limits.sqnr_db))
+        if limits.cosine is not None and output.kind == "embedding":
+            checks.append(_least(output.name, "cosine", output.cosine, limits.cosine))
+        decides = output.kind in ("classes", "sequence") and output.top1_agreement is not None
+        if limits.agreement is not None and decides and (asked or not told_by_metric):
+            checks.append(_agreement(output, limits.agreement, count))
+    if drop is not None:
+        checks.append(_drop(drop, allowed))
+    return tuple(checks)
+
+
+def _health(output: OutputFidelity) -> list[Check]:
+    found = []
+    if output.non_finite:
+        found.append(Check(output.name, "non-finite values", 1.0, 0.0, False))
+    if output.collapsed_slices:
+        count = float(len(output.collapsed_slices))
+        first = ", ".join(map(str, output.collapsed_slices[:5]))
+        note = f"slices {first} of the last axis no longer vary"
+        found.append(Check(output.name, "collapsed slices", count, 0.0, False, note))
+    return found
+
+
+def _least(subject: str, figure: str, value: float, limit: float) -> Check:
+    return Check(subject, figure, value, limit, value >= limit)
+
+
+def _agreement(output: OutputFidelity, limit: float, count: int) -> Check:
+    value = output.top1_agreement or 0.0
+    deviation = sqrt(limit * (1 - limit) / max(count, 1))
+    note = f"{count} samples: within {deviation:.3f} of the limit counts as held"
+    return Check(output.name, "top-1 agreement", value, limit, value >= limit - deviation, note)
+
+
+def _drop(drop: Drop, allowed: float) -> Check:
+    note = ""
+    if drop.high > allowed >= drop.low:
+        interval = f"[{drop.low:.4f}, {drop.high:.4f}]"
+        note = f"{drop.samples} samples tell the drop only to within {interval}"
+    return Check("metric", "drop", drop.drop, allowed, drop.low <= allowed, note)

@@ -1,0 +1,124 @@
+"""The plan: chosen rows by stage, written as JSON for people to read, edit and carry out."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from onnxslim_tk.errors import RecipeError
+from onnxslim_tk.plan.proposal import Proposal, Refusal
+from onnxslim_tk.plan.recipe import Methods, Recipe, recipe_data, recipe_from_data
+
+_FORMAT: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """What one stage does: the rows chosen, and what methods left alone and why."""
+
+    stage: str
+    rows: tuple[Proposal, ...]
+    refusals: tuple[Refusal, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Rows by stage for one model, the recipe whose settings they keep, and the seed."""
+
+    source_sha256: str
+    recipe: Recipe
+    seed: int
+    stages: tuple[StagePlan, ...]
+
+
+def plan_data(plan: Plan) -> dict[str, Any]:
+    """The plan as plain JSON data."""
+    return {
+        "format": _FORMAT,
+        "source_sha256": plan.source_sha256,
+        "seed": plan.seed,
+        "recipe": recipe_data(plan.recipe),
+        "stages": [
+            {
+                "stage": stage.stage,
+                "rows": [asdict(row) for row in stage.rows],
+                "refusals": [asdict(refusal) for refusal in stage.refusals],
+            }
+            for stage in plan.stages
+        ],
+    }
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Write the plan; raises RecipeError where the file can't be written."""
+    try:
+        path.write_text(json.dumps(plan_data(plan), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"plan: {path} cannot be written: {error.strerror}") from error
+
+
+def read_plan(path: Path, methods: Methods) -> Plan:
+    """A plan from a file, every part of it checked; raises RecipeError."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecipeError(f"plan: {path} is not a readable JSON file: {error}") from error
+    who = f"plan {path.name}"
+    if not isinstance(data, dict) or data.get("format") != _FORMAT:
+        raise RecipeError(f"{who}: must be a plan of format {_FORMAT}")
+    recipe = recipe_from_data(data.get("recipe"), who, methods)
+    stages = data.get("stages")
+    if not isinstance(stages, list):
+        raise RecipeError(f"{who}: 'stages' must be a list")
+    known = [stage.name for stage in recipe.stages]
+    found = [_stage(stage, who, known, methods) for stage in stages]
+    if [stage.stage for stage in found] != known:
+        raise RecipeError(f"{who}: stages must be those of its recipe: {', '.join(known)}")
+    seed, sha = data.get("seed"), data.get("source_sha256")
+    if not isinstance(seed, int) or not isinstance(sha, str):
+        raise RecipeError(f"{who}: 'seed' must be a number and 'source_sha256' text")
+    return Plan(sha, recipe, seed, tuple(found))
+
+
+def _stage(data: Any, who: str, known: Sequence[str], methods: Methods) -> StagePlan:
+    if not isinstance(data, dict) or data.get("stage") not in known:
+        raise RecipeError(f"{who}: a stage must be a mapping that names one of {', '.join(known)}")
+    rows = data.get("rows")
+    if not isinstance(rows, list):
+        raise RecipeError(f"{who}: the rows of stage {data['stage']!r} must be a list")
+    return StagePlan(data["stage"], tuple(_row(row, who, methods) for row in rows))
+
+
+def _row(data: Any, who: str, methods: Methods) -> Proposal:
+    if not isinstance(data, dict):
+        raise RecipeError(f"{who}: a row must be a mapping, got {type(data).__name__}")
+    targets, method, setting = (data.get(key) for key in ("targets", "method", "setting"))
+    texts = isinstance(targets, list) and all(isinstance(target, str) for target in targets)
+    if not texts or not targets:
+        raise RecipeError(f"{who}: a row's 'targets' must be a list of layer ids, got {targets!r}")
+    if method not in methods:
+        raise RecipeError(f"{who}: no method {method!r}; known: {', '.join(sorted(methods))}")
+    if not isinstance(setting, (int, float, str)):
+        raise RecipeError(f"{who}: the setting of {method} on {targets[0]!r} is {setting!r}")
+    details = data.get("details", {})
+    if not isinstance(details, Mapping):
+        raise RecipeError(f"{who}: the details of {method} on {targets[0]!r} must be a mapping")
+    return Proposal(
+        targets=tuple(targets),
+        method=str(method),
+        setting=setting,
+        details=dict(details),
+        bytes_saved=int(_number(data, "bytes_saved", who)),
+        macs_saved=int(_number(data, "macs_saved", who)),
+        cost_saved=float(_number(data, "cost_saved", who)),
+        error=float(_number(data, "error", who)),
+        measured=bool(data.get("measured", False)),
+    )
+
+
+def _number(data: Mapping[str, Any], key: str, who: str) -> float:
+    value = data.get(key, 0)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise RecipeError(f"{who}: {key} must be a number, got {value!r}")
+    return value

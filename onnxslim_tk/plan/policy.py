@@ -1,0 +1,106 @@
+"""The policy: which proposals are taken, and how it steps back when the budget does not hold."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from onnxslim_tk.plan.proposal import Proposal
+
+_GAP = 1e-3
+_NODES = 2000
+
+
+def alternatives(proposals: Sequence[Proposal]) -> list[list[Proposal]]:
+    """Proposals grouped into those of which at most one can be taken: same method and targets."""
+    groups: dict[tuple[str, tuple[str, ...]], list[Proposal]] = {}
+    for proposal in proposals:
+        groups.setdefault((proposal.method, proposal.targets), []).append(proposal)
+    return list(groups.values())
+
+
+def asked_for(proposals: Sequence[Proposal]) -> list[Proposal]:
+    """The setting that was asked for at every target, as far as methods don't exclude another."""
+    return _solve(alternatives(proposals), None)
+
+
+def within(proposals: Sequence[Proposal], tolerance: float) -> list[Proposal]:
+    """The rows that save most while their expected errors add up to ``tolerance`` at most.
+
+    Errors are taken as additive. A multiple-choice knapsack, limited by gap and nodes, never by
+    time.
+    """
+    return _solve(alternatives(proposals), tolerance)
+
+
+def _solve(groups: list[list[Proposal]], tolerance: float | None) -> list[Proposal]:
+    # Without a tolerance only the first setting of each group counts.
+    rows = [p for group in groups for p in (group if tolerance is not None else group[:1])]
+    if not rows:
+        return []
+    conflicts = _conflicts(rows, groups)
+    if tolerance is None and not conflicts:
+        return rows
+    gain = np.array([_gain(p, rows) for p in rows])
+    constraints = []
+    if conflicts:
+        matrix = np.zeros((len(conflicts), len(rows)))
+        for k, members in enumerate(conflicts):
+            matrix[k, members] = 1
+        constraints.append(LinearConstraint(matrix, -np.inf, 1))
+    if tolerance is not None:
+        errors = np.array([[p.error for p in rows]])
+        constraints.append(LinearConstraint(errors / max(tolerance, 1e-12), -np.inf, 1))
+    solution = milp(
+        -gain,
+        constraints=constraints,
+        integrality=np.ones(len(rows), np.int8),
+        bounds=Bounds(0, 1),
+        options={"mip_rel_gap": _GAP, "node_limit": _NODES},
+    )
+    if solution.x is None:
+        return [p for p in rows if p.error == 0]
+    return [p for p, taken in zip(rows, solution.x, strict=True) if taken > 0.5]
+
+
+def _gain(proposal: Proposal, rows: Sequence[Proposal]) -> float:
+    """Share of all savings on the table, bytes and latency alike, so that neither rules."""
+    total_bytes = sum(max(p.bytes_saved, 0) for p in rows) or 1
+    total_cost = sum(max(p.cost_saved, 0.0) for p in rows) or 1.0
+    return proposal.bytes_saved / total_bytes + proposal.cost_saved / total_cost + 1e-9
+
+
+def _conflicts(rows: Sequence[Proposal], groups: list[list[Proposal]]) -> list[list[int]]:
+    """Sets of row numbers of which at most one may be taken."""
+    index = {id(p): k for k, p in enumerate(rows)}
+    sets = [[index[id(p)] for p in group if id(p) in index] for group in groups]
+    found = [members for members in sets if len(members) > 1]
+    by_target: dict[str, dict[str, list[int]]] = {}
+    for k, row in enumerate(rows):
+        for target in row.targets:
+            by_target.setdefault(target, {}).setdefault(row.method, []).append(k)
+    for methods in by_target.values():
+        names = sorted(methods)
+        for a, first in enumerate(names):
+            for second in names[a + 1 :]:
+                found.extend([i, j] for i in methods[first] for j in methods[second])
+    return found
+
+
+def rescaled(proposals: Sequence[Proposal], measured: dict[int, float]) -> list[Proposal]:
+    """Proposals with measured errors; milder settings scale as their expected errors do.
+
+    ``measured`` holds the error of the asked-for row of a group by its position in
+    :func:`alternatives`.
+    """
+    result = []
+    for k, group in enumerate(alternatives(proposals)):
+        if k not in measured:
+            result.extend(group)
+            continue
+        base = group[0].error
+        for proposal in group:
+            share = proposal.error / base if base > 0 else 1.0
+            result.append(replace(proposal, error=measured[k] * share, measured=True))
+    return result

@@ -1,0 +1,123 @@
+"""Proposals: rows of plain data that say what a method would do, save and cost."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+
+from onnxslim_tk.errors import RecipeError
+from onnxslim_tk.graph.model import Model
+from onnxslim_tk.measure.observe import Statistics
+from onnxslim_tk.plan.targets import Target
+
+Observable = Literal["mean", "covariance", "range"]
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """One thing that a method could do.
+
+    ``targets`` are ids of layers; ``details`` is JSON that apply obeys instead of computing it
+    twice; ``bytes_saved`` counts the packed file, ``macs_saved`` one run, ``cost_saved`` the
+    target's latency in float multiply-accumulates; ``error`` is the expected relative squared
+    error of what the targets put out (0: lossless), or of the model's outputs once ``measured``.
+    """
+
+    targets: tuple[str, ...]
+    method: str
+    setting: float | int | str
+    details: Mapping[str, Any] = field(default_factory=dict)
+    bytes_saved: int = 0
+    macs_saved: int = 0
+    cost_saved: float = 0.0
+    error: float = 0.0
+    measured: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a method leaves a layer alone."""
+
+    target: str
+    method: str
+    reason: str
+
+
+@runtime_checkable
+class Pass(Protocol):
+    """A method: settings as fields, and two verbs.
+
+    ``main`` names the field that a bare value in a recipe sets; ``observes`` what must be known
+    from samples; ``needs_samples`` whether the method is of no use without them.
+    """
+
+    name: ClassVar[str]
+    main: ClassVar[str]
+    observes: ClassVar[frozenset[Observable]]
+
+    def propose(self, model: Model, context: "Context") -> Iterator[Proposal | Refusal]:
+        """What could be done; only reads.
+
+        For each target the setting asked for comes first, milder ones after it.
+        """
+        ...
+
+    def apply(self, model: Model, chosen: Sequence[Proposal], context: "Context") -> None:
+        """Do all the chosen rows at once, in place."""
+        ...
+
+
+AnyPass = TypeVar("AnyPass")
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a pass may know beside the model.
+
+    ``overrides`` are a recipe's per-layer settings, pattern and values by method, in order;
+    ``statistics`` is None without samples; ``shapes`` are those seen in a run, by tensor name.
+    """
+
+    target: Target
+    statistics: Statistics | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    overrides: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    exclude: tuple[str, ...] = ()
+    seed: int = 0
+
+    def tuned(self, method: AnyPass, names: Sequence[str]) -> AnyPass | None:
+        """``method`` with the settings for a layer of these names; None if it is to be left out.
+
+        The last matching pattern wins, setting by setting.
+        """
+        if any(matches(pattern, names) for pattern in self.exclude):
+            return None
+        tuned: AnyPass | None = method
+        for pattern, settings in self.overrides:
+            name = method.name  # type: ignore[attr-defined]
+            if name in settings and matches(pattern, names):
+                tuned = with_settings(method if tuned is None else tuned, settings[name])
+        return tuned
+
+
+def matches(pattern: str, names: Sequence[str]) -> bool:
+    """Whether a shell-style pattern fits any of a layer's names (case matters)."""
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def with_settings(method: AnyPass, settings: Any) -> AnyPass | None:
+    """``method`` with a mapping of fields, or with its main field, set; None for ``false``."""
+    if settings is False or settings is None:
+        return None
+    if settings is True:
+        return method
+    name, main = method.name, method.main  # type: ignore[attr-defined]
+    values = dict(settings) if isinstance(settings, Mapping) else {main: settings}
+    known = {f.name for f in fields(method)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - known)
+    if unknown or "" in values:
+        has = ", ".join(sorted(known)) or "none"
+        raise RecipeError(
+            f"{name}: there is no setting {unknown[0] if unknown else ''!r}; it has {has}"
+        )
+    return replace(method, **values)  # type: ignore[type-var]

@@ -1,0 +1,1 @@
+"""Recovery: what makes up for a layer's compression, from samples without labels."""

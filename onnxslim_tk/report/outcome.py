@@ -1,0 +1,49 @@
+"""What a run found: the report's data, and the one line that matters."""
+
+from dataclasses import dataclass
+
+from onnxslim_tk.measure.validate import Validation
+from onnxslim_tk.packing import PackedTensor
+from onnxslim_tk.plan.budget import Check
+from onnxslim_tk.plan.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Samples by their use; ``overlaps`` where there were too few to keep them apart."""
+
+    calibrate: int
+    choose: int
+    judge: int
+    overlaps: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything about one run, as plain data.
+
+    ``steps_back`` counts how often a milder choice had to be made; ``only_tidied`` says that no
+    compressed model held the budget, so that the tidied original is the result. ``seconds`` is CPU
+    time of the run.
+    """
+
+    version: str
+    runtime: str
+    source_sha256: str
+    result_sha256: str
+    recipe: str
+    seed: int
+    samples: Counts | None
+    validation: Validation
+    checks: tuple[Check, ...]
+    plan: Plan
+    packed: tuple[PackedTensor, ...]
+    warnings: tuple[str, ...]
+    steps_back: int
+    only_tidied: bool
+    seconds: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether every limit of the budget is kept."""
+        return all(check.holds for check in self.checks)

@@ -1,0 +1,177 @@
+"""What of a report goes into tables: figures put side by side and counted, nothing rendered."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import isnan
+from typing import Final, Literal
+
+from onnxslim_tk.measure.fidelity import OutputFidelity
+from onnxslim_tk.measure.metrics import Drop
+from onnxslim_tk.measure.validate import LayerError, Validation
+from onnxslim_tk.packing import PackedTensor
+from onnxslim_tk.plan.budget import Check
+from onnxslim_tk.plan.plan import Plan
+from onnxslim_tk.report.outcome import Counts, Report
+
+Verdict = Literal["holds", "broken", "not judged"]
+
+_WORST_LAYERS: Final = 5
+_EXAMPLES: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A figure of both files; ``ratio`` is result to original, None where there is none."""
+
+    name: str
+    original: float | None
+    result: float | None
+    ratio: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What one method did in one stage; ``error`` is the largest of its rows."""
+
+    stage: str
+    method: str
+    rows: int
+    bytes_saved: int
+    macs_saved: int
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """What one encoding did: tensors, and their bytes in the file before and after."""
+
+    encoding: str
+    tensors: int
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """How many layers a method left alone for one reason, and the first few of them."""
+
+    method: str
+    reason: str
+    layers: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The tables' data. ``worst_layers`` come worst first."""
+
+    verdict: Verdict
+    figures: tuple[Figure, ...]
+    samples: Counts | None
+    outputs: tuple[OutputFidelity, ...]
+    metric: str | None
+    drop: Drop | None
+    checks: tuple[Check, ...]
+    worst_layers: tuple[LayerError, ...]
+    done: tuple[Done, ...]
+    packing: tuple[Packing, ...]
+    refusals: tuple[Refused, ...]
+    integer_meant: int
+    integer_formed: int
+    warnings: tuple[str, ...]
+
+
+def summarize(report: Report) -> Summary:
+    """The summary of a report."""
+    validation = report.validation
+    found = validation.faithfulness
+    return Summary(
+        verdict="not judged" if not report.checks else "holds" if report.holds else "broken",
+        figures=figures(validation),
+        samples=report.samples,
+        outputs=found.outputs if found else (),
+        metric=found.metric if found else None,
+        drop=found.drop if found else None,
+        checks=report.checks,
+        worst_layers=_worst(validation.layers),
+        done=done(report.plan),
+        packing=packing(report.packed),
+        refusals=refusals(report.plan),
+        integer_meant=validation.integer_meant,
+        integer_formed=validation.integer_formed,
+        warnings=report.warnings,
+    )
+
+
+def figures(validation: Validation) -> tuple[Figure, ...]:
+    """The five numbers (file, gzip, parameters, MACs, latency) and the time to load."""
+    before, after, latency = validation.original, validation.result, validation.latency
+    return (
+        _figure("file bytes", before.file_bytes, after.file_bytes),
+        _figure("gzip bytes", before.gzip_bytes, after.gzip_bytes),
+        _figure("parameters", before.parameters, after.parameters),
+        _figure("MACs", before.macs, after.macs),
+        Figure(
+            "latency ms",
+            latency.original_ms if latency else None,
+            latency.result_ms if latency else None,
+            latency.ratio if latency else None,
+        ),
+        Figure("load time", None, None, latency.load_ratio if latency else None),
+    )
+
+
+def _figure(name: str, original: int | None, result: int | None) -> Figure:
+    known = original is not None and result is not None and original > 0
+    return Figure(name, original, result, (result or 0) / (original or 1) if known else None)
+
+
+def _worst(layers: Sequence[LayerError]) -> tuple[LayerError, ...]:
+    order = sorted(layers, key=lambda layer: -1e9 if isnan(layer.sqnr_db) else layer.sqnr_db)
+    return tuple(order[:_WORST_LAYERS])
+
+
+def done(plan: Plan) -> tuple[Done, ...]:
+    """The rows of a plan by stage and method, in the order in which they are carried out."""
+    found = []
+    for stage in plan.stages:
+        for method in dict.fromkeys(row.method for row in stage.rows):
+            rows = [row for row in stage.rows if row.method == method]
+            found.append(
+                Done(
+                    stage.stage,
+                    method,
+                    len(rows),
+                    sum(row.bytes_saved for row in rows),
+                    sum(row.macs_saved for row in rows),
+                    max(row.error for row in rows),
+                )
+            )
+    return tuple(found)
+
+
+def packing(packed: Iterable[PackedTensor]) -> tuple[Packing, ...]:
+    """What was packed by encoding, the largest saving first."""
+    groups: dict[str, list[PackedTensor]] = {}
+    for tensor in packed:
+        groups.setdefault(tensor.encoding, []).append(tensor)
+    found = [
+        Packing(
+            name, len(some), sum(t.bytes_before for t in some), sum(t.bytes_after for t in some)
+        )
+        for name, some in groups.items()
+    ]
+    return tuple(sorted(found, key=lambda p: (p.bytes_after - p.bytes_before, p.encoding)))
+
+
+def refusals(plan: Plan) -> tuple[Refused, ...]:
+    """What methods left alone by reason, the most frequent reason first."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for stage in plan.stages:
+        for refusal in stage.refusals:
+            groups.setdefault((refusal.method, refusal.reason), []).append(refusal.target)
+    found = [
+        Refused(method, reason, len(targets), tuple(targets[:_EXAMPLES]))
+        for (method, reason), targets in groups.items()
+    ]
+    return tuple(sorted(found, key=lambda r: (-r.layers, r.method, r.reason)))

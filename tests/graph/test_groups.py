@@ -1,0 +1,216 @@
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxslim_tk.graph.groups import Barrier, Group, channel_groups
+from tests.models import depthwise_cnn, mlp, model_of, normal, opened, residual_cnn
+
+SHAPES: Mapping[str, tuple[int, ...]] = {}
+
+
+def found(
+    body: str, shapes: Mapping[str, tuple[int, ...]] = SHAPES, ends: str = "y", **more: Any
+) -> dict[tuple[str, ...], Group | Barrier]:
+    """Groups and barriers of a model on ``x (N, 3, 4, 4)`` by id; any weight ``w*`` is given."""
+    text = f'<ir_version: 8, opset_import: ["": 17]> g (float[N, 3, 4, 4] x) => (float {ends}) {{{body}}}'
+    constants = {
+        "w1": normal(1, 8, 3, 1, 1),
+        "w2": normal(2, 8, 8, 1, 1),
+        "w3": normal(3, 5, 8, 1, 1),
+        "wg": normal(4, 8, 4, 1, 1),
+        "wm": normal(5, 8, 5),
+        "wf": normal(6, 5, 128),
+        **more,
+    }
+    used = {name: value for name, value in constants.items() if name in body}
+    groups = channel_groups(opened(model_of(text, used)), shapes)
+    return {group.id: group for group in groups}
+
+
+def reason(body: str, of: str = "c", **more: Any) -> str:
+    group = next(g for key, g in found(body, **more).items() if of in key)
+    assert isinstance(group, Barrier)
+    return group.reason
+
+
+def group(proto: onnx.ModelProto, key: tuple[str, ...]) -> Group:
+    result = {g.id: g for g in channel_groups(opened(proto), SHAPES)}[key]
+    assert isinstance(result, Group)
+    return result
+
+
+def slots(found: Group) -> set[tuple[str, int, int, int]]:
+    """Cuts as (tensor, axis, size, block)."""
+    return {
+        (cut.tensor.name, cut.axis, cut.tensor.shape[cut.axis], cut.block) for cut in found.cuts
+    }
+
+
+def test_a_chain_cuts_its_makers_outputs_and_its_readers_inputs() -> None:
+    result = group(mlp(), ("m1",))
+    assert slots(result) == {("w1", 1, 64, 1), ("b1", 0, 64, 1), ("w2", 0, 64, 1)}
+    assert [layer.id for layer in result.consumers] == ["g2"]
+    assert slots(group(mlp(), ("g2",))) == {("w2", 1, 48, 1), ("b2", 0, 48, 1), ("w3", 1, 48, 1)}
+
+
+def test_additions_tie_all_that_they_sum() -> None:
+    result = group(residual_cnn(), ("c0", "c2", "c4"))
+    assert [layer.id for layer in result.consumers] == ["c1", "c3", "y"]
+    assert {name for name, *_ in slots(result)} == {
+        *("w0", "b0", "w2", "b2", "w4", "b4"),
+        *("w1", "w3", "w5"),
+    }
+
+
+def test_a_depthwise_convolution_passes_its_channels_and_loses_groups() -> None:
+    result = group(depthwise_cnn(), ("c1",))
+    assert [layer.id for layer in result.passing] == ["c2"]
+    assert ("w2", 0, 16, 1) in slots(result)
+    assert [(count.attribute, count.block) for count in result.counts] == [("group", 1)]
+
+
+def test_flattening_makes_a_channel_a_run_of_inputs() -> None:
+    body = "c = Conv(x, w1) r = Relu(c) f = Flatten(r) y = Gemm<transB=1>(f, wf)"
+    result = found(body)[("c",)]
+    assert isinstance(result, Group)
+    assert ("wf", 1, 128, 16) in slots(result)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        "t = Relu(c)",
+        "t = Clip(c)",
+        "t = Dropout(c)",
+        "t = MaxPool<kernel_shape=[2, 2]>(c)",
+        "t = AveragePool<kernel_shape=[2, 2]>(c)",
+        "t = GlobalAveragePool(c)",
+        "t = GlobalMaxPool(c)",
+        "t = Mul(c, scalar)",
+        "t = Max(c, vector)",
+        "t = Div(vector, c)",
+        "t = PRelu(c, vector)",
+        "s = Sigmoid(c) t = Mul(c, s)",
+        "t = Pad(c, pads)",
+        "t = Resize(c, , scales)",
+    ],
+)
+def test_channels_pass(operator: str) -> None:
+    constants = {
+        "scalar": np.float32(2),
+        "vector": normal(7, 8, 1, 1),
+        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+        "scales": np.array([1, 1, 2, 2], np.float32),
+    }
+    result = found(f"c = Conv(x, w1) {operator} y = Conv(t, w2)", **constants)[("c",)]
+    assert isinstance(result, Group)
+    expected = {("w1", 0, 8, 1), ("w2", 1, 8, 1)}
+    assert slots(result) == expected | ({("vector", 0, 8, 1)} if "vector" in operator else set())
+
+
+@pytest.mark.parametrize(
+    ("body", "because"),
+    [
+        ("c = Conv(x, w1) z = Relu(c) y = Concat<axis=1>(z, x)", "Concat 'y' ties its channels"),
+        ("c = Conv(x, w1) y, z = Split<axis=1>(c)", "Split 'y' ties its channels"),
+        ("c = Conv(x, w1) y = Transpose<perm=[0, 2, 3, 1]>(c)", "Transpose 'y' ties its channels"),
+        ("c = Conv(x, w1) y = Softmax(c)", "Softmax 'y' ties its channels"),
+        ("c = Conv(x, w1) z = Flatten<axis=2>(c) y = Relu(z)", "Flatten 'z' ties its channels"),
+        ("c = Conv(x, w1) y = MatMul(c, c)", "MatMul 'y' ties its channels"),
+        ("c = Conv(x, w1) y = MatMul(c, wn)", "MatMul 'y' reads its channels on another axis"),
+        ("c = Conv(x, w1) y = Conv<group=2>(c, wg)", "grouped Conv 'y' ties its channels"),
+        ("c = Conv(x, w1) y = Relu(c)", "the channels reach output 'y'"),
+        ("c = Conv(x, w1) y = Shape(c)", "Shape 'y' reads the number of channels"),
+        (
+            "c = Conv(x, w1) m = ReduceMean<axes=[1]>(x) t = Add(c, m) y = Conv(t, w2)",
+            "Add 't' ties its channels to a tensor that no layer makes",
+        ),
+        (
+            "c = Conv(x, w1) d = Conv(x, wone) t = Mul(c, d) y = Conv(t, w2)",
+            "Mul 't' joins channels of different numbers",
+        ),
+        (
+            "c = Conv(x, w1) d = Conv(c, w2) y = Conv(d, w2)",
+            "the weight of Conv 'd' is shared with another layer",
+        ),
+        ("c = Conv(x, w1) t = Pad(c, pads) y = Conv(t, w2)", "Pad 't' ties its channels"),
+        (
+            "c = Conv(x, w1) t, m = MaxPool<kernel_shape=[2, 2]>(c) z = Conv(t, w2) y = Cast<to=1>(m)",
+            "a further output of MaxPool 't' is read",
+        ),
+        (
+            "c = Conv(x, w1) t = Resize(c, , , sizes) y = Conv(t, w3)",
+            "Resize 't' ties its channels",
+        ),
+        ("c = Conv(x, w1) i = Reshape(c, shape) y = Relu(i)", "Reshape 'i' ties its channels"),
+        (
+            "b = ReduceMean<keepdims=0>(x) c = Conv(x, w1) d = Conv(c, w2, b) y = Relu(d)",
+            "the bias of Conv 'd' is not a constant",
+        ),
+        ("c = Conv(x, w1) z = Conv(x, w1) y = Conv(z, w3)", "the weight of Conv 'c' is shared"),
+        ("y = Conv(x, w1) c = Conv(y, w2)", "no layer reads the channels"),
+    ],
+)
+def test_what_stops_a_cut_is_named(body: str, because: str) -> None:
+    constants = {
+        "pads": np.array([0, 1, 0, 0, 0, 1, 0, 0]),
+        "wone": normal(8, 1, 3, 1, 1),
+        "wn": normal(9, 4, 6),
+        "sizes": np.array([1, 16, 8, 8]),
+        "shape": np.array([0, 4, -1]),
+    }
+    assert reason(body, **constants).startswith(because)
+
+
+def test_weights_behind_a_scale_are_a_barrier() -> None:
+    body = "q = DequantizeLinear(w8, s) c = Conv(x, w1) d = Conv(c, q) y = Relu(d)"
+    constants = {"w8": np.ones((8, 8, 1, 1), np.int8), "s": np.float32(0.1)}
+    expected = "the weight of Conv 'd' is stored behind a scale"
+    assert reason(body, **constants) == expected
+
+
+def test_a_body_is_a_barrier_for_what_it_reads_and_holds() -> None:
+    body = """c = Conv(x, w1)
+        y = If(flag) <
+            then_branch = a () => (float p) { p = Conv(c, w2) },
+            else_branch = b () => (float q) { q = Relu(c) }
+        >"""
+    result = found(body, flag=np.array(True))
+    reasons = {key: g.reason for key, g in result.items() if isinstance(g, Barrier)}
+    assert reasons == {
+        ("c",): "a body of If 'y' reads the channels",
+        ("y/then_branch/p",): "the layer lies in a body of a control-flow operator",
+    }
+
+
+FLAT = {"p": (2, 8, 4, 4), "r": (2, 128), "x": (2, 3, 4, 4)}
+BATCH = "s = Shape(p) b = Gather(s, zero) e = Unsqueeze(b, zeros) t = Concat<axis=0>(e, rest)"
+
+
+@pytest.mark.parametrize(
+    ("body", "counts"),
+    [
+        ("r = Reshape(p, keep)", []),
+        ("r = Reshape(p, number)", [(1, 1, 16)]),
+        (f"{BATCH} r = Reshape(p, t)", [(1, 0, 16)]),
+    ],
+)
+def test_a_reshape_that_flattens_passes_where_shapes_show_it(
+    body: str, counts: list[tuple[int, int, int]]
+) -> None:
+    constants = {
+        "keep": np.array([0, -1]),
+        "number": np.array([-1, 128]),
+        "rest": np.array([128]),
+        "zero": np.array(0),
+        "zeros": np.array([0]),
+    }
+    whole = f"c = Conv(x, w1) p = Relu(c) {body} y = Gemm<transB=1>(r, wf)"
+    result = found(whole, shapes=FLAT, **constants)[("c",)]
+    assert isinstance(result, Group)
+    assert [(count.slot, count.index, count.block) for count in result.counts] == counts
+    if "number" in body:
+        assert isinstance(found(whole, **constants)[("c",)], Barrier)
