@@ -29,6 +29,7 @@ Array = NDArray[Any]
 _STANDARD: Final = (None, "", "ai.onnx")
 _KINDS: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _NORMALIZATION: Final = "BatchNormalization"
+_WIDEST_PAD: Final = 3
 
 
 class Fusion:
@@ -234,7 +235,8 @@ class Fusion:
         auto = node.attrs.get("auto_pad", "NOTSET")
         known = weight is not None and is_constant(weight) and auto in ("NOTSET", "VALID")
         zeros = zero_padding(maker, len(weight.shape)) if known and weight is not None else None
-        if zeros is None:
+        # Along long kernels onnxruntime runs padded convolutions several times slower than a Pad.
+        if zeros is None or max(zeros) > _WIDEST_PAD:
             return False
         own = [0] * len(zeros) if auto == "VALID" else node.attrs.get("pads", [0] * len(zeros))
         node.attrs["pads"] = [int(a + b) for a, b in zip(own, zeros, strict=True)]

@@ -123,8 +123,8 @@ def _notes(graph: onnx.GraphProto, path: str) -> Iterator[tuple[str, onnx.NodePr
 
 
 def _names(graph: onnx.GraphProto) -> Iterator[str]:
-    for value in (*graph.input, *graph.output, *graph.initializer):
-        yield value.name
+    yield from (value.name for value in (*graph.input, *graph.output))
+    yield from (tensor.name for tensor in graph.initializer)
     for node in graph.node:
         yield from node.input
         yield from node.output

@@ -15,7 +15,9 @@ def captured_names(node: onnx.NodeProto) -> set[str]:
     for attribute in node.attribute:
         if attribute.type == onnx.AttributeProto.GRAPH:
             inner = attribute.g
-            own = {value.name for value in (*inner.input, *inner.initializer)}
+            own = {value.name for value in inner.input} | {
+                value.name for value in inner.initializer
+            }
             for child in inner.node:
                 own.update(child.output)
             for child in inner.node:

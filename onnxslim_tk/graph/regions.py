@@ -42,6 +42,7 @@ BRIDGES: Final = frozenset(
         "Tanh",
     }
 )
+_HARD_SWISH_ZERO: Final = -3.0
 # Layers that need a quantized output to run in integers at all.
 ALWAYS_INTEGER_OUT: Final = frozenset({"Conv"})
 
@@ -208,15 +209,20 @@ def _grids(
     grids = {}
     for name, tensor in tensors.items():
         maker = made.get(id(tensor))
-        floor = ceiling = None
-        if maker is not None and id(maker) in absorbed:
-            floor, ceiling = _clip_range(absorbed[id(maker)]) or (None, None)
-        elif (float_maker := producer(tensor)) is not None and float_maker.op in (
-            "Relu",
-            "Sigmoid",
-        ):
-            floor = 0.0
+        floor, ceiling = _ends(tensor, None if maker is None else absorbed.get(id(maker)))
         grids[name] = Grid(
             tensor, root(name), floor, ceiling, maker is not None, id(tensor) in conv_inputs
         )
     return grids
+
+
+def _ends(tensor: Tensor, absorbed: Node | None) -> tuple[float | None, float | None]:
+    """Ends of the grid that are known without looking at values."""
+    if absorbed is not None:
+        return _clip_range(absorbed) or (None, None)
+    maker = producer(tensor)
+    if maker is not None and maker.op in ("Relu", "Sigmoid"):
+        return 0.0, None
+    # HardSwish is 0 from -3 down, so nothing below has to be told apart.
+    deaf = bool(tensor.outputs) and all(reader.op == "HardSwish" for reader in tensor.outputs)
+    return (_HARD_SWISH_ZERO, None) if deaf else (None, None)

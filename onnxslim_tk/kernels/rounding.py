@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg.lapack import dtrtri as inv_upper
+from scipy.linalg.lapack import dtrtri as invert_triangular
 
 from onnxslim_tk.kernels.least_squares import damped
 
@@ -121,6 +121,8 @@ def _best_shrink(values: Floats, scales: Floats, top: int, columns: Floats) -> F
 def _inverse_root(normal: Floats) -> Floats:
     """The upper triangular U with ``U^T U = normal^-1``."""
     # The Cholesky factor of the flipped matrix, flipped back, is upper triangular: inverting it
-    # saves the inversion of the matrix itself, and its rounding errors.
-    upper = np.linalg.cholesky(normal[::-1, ::-1])[::-1, ::-1]
-    return np.ascontiguousarray(inv_upper(np.asfortranarray(upper))[0])
+    # saves the inversion of the matrix itself, and its rounding errors. Flips and transposes are
+    # views, for a wide layer's matrix takes half a gigabyte.
+    lower = np.linalg.cholesky(normal[::-1, ::-1])
+    inverse = invert_triangular(lower.T, overwrite_c=1)[0].T
+    return np.asarray(inverse[::-1, ::-1], np.float64)

@@ -14,7 +14,7 @@ from onnxslim_tk.graph.channel_flow import Count
 from onnxslim_tk.graph.edit import constant, output_names, values_of
 from onnxslim_tk.graph.groups import Barrier, Group, channel_groups
 from onnxslim_tk.graph.model import Model, Tensor
-from onnxslim_tk.packing.cost import packed_bytes
+from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal, matches
 from onnxslim_tk.recover.bias import moments_of, shift_bytes
 from onnxslim_tk.recover.columns import Refit, channel_energies, refit_inputs

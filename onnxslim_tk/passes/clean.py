@@ -21,7 +21,7 @@ from onnxslim_tk.graph.evaluate import FOLDED, constant_bytes, evaluate, node_by
 from onnxslim_tk.graph.inference import Types, infer_types
 from onnxslim_tk.graph.model import Graph, Model, Node, Tensor, bodies, to_proto
 from onnxslim_tk.graph.neutral import unchanged_input
-from onnxslim_tk.packing.cost import packed_bytes
+from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
 
 _STANDARD = (None, "", "ai.onnx")

@@ -6,13 +6,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from onnxslim_tk.graph.opset import raise_opset
-from onnxslim_tk.recover.bias import shift_means
 
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.edit import output_names
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
+from onnxslim_tk.graph.opset import raise_opset
 from onnxslim_tk.graph.qdq import Affine, WeightGrid, gather_rows, write_regions
 from onnxslim_tk.graph.regions import Grid, find_regions
 from onnxslim_tk.kernels.least_squares import relative_error
@@ -24,8 +23,9 @@ from onnxslim_tk.kernels.ranges import (
 )
 from onnxslim_tk.kernels.rounding import symmetric_scales, to_grid
 from onnxslim_tk.measure.observe import Statistics
-from onnxslim_tk.packing.cost import packed_bytes
+from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
+from onnxslim_tk.recover.bias import shift_means
 
 Array = NDArray[Any]
 _SMALLEST = 64

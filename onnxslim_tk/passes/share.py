@@ -10,7 +10,7 @@ from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.edit import output_names
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
-from onnxslim_tk.packing.cost import packed_bytes
+from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
 from onnxslim_tk.recover.bias import moments_of, shift_bytes, shift_means
 from onnxslim_tk.recover.codebook import INT8, Codebook, CodebookFit, is_pruned

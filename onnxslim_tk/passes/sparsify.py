@@ -13,7 +13,7 @@ from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.kernels.grouped import grouped_error, grouped_masked_refit
 from onnxslim_tk.kernels.sparsity import magnitude_mask, magnitude_threshold
-from onnxslim_tk.packing.cost import packed_bytes
+from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
 from onnxslim_tk.recover.bias import moments_of, shift_bytes, shift_means
 

@@ -19,7 +19,7 @@ from tests.models import (
 )
 
 IMAGE = {"x": normal(1, 2, 3, 4, 5)}
-STATISTICS = {"s": np.float32([1, 2, 3]), "v": np.float32([1, 2, 0.5])}
+STATISTICS = {"s": np.array([1, 2, 3], np.float32), "v": np.array([1, 2, 0.5], np.float32)}
 
 CASES = {
     "Squeeze and Unsqueeze": (11, "a = Unsqueeze<axes=[0]>(x) y = Squeeze<axes=[0]>(a)"),
@@ -44,9 +44,9 @@ CASES = {
     "shrinking nearest Resize": (10, "y = Resize<mode='nearest'>(x, down)"),
 }
 SCALES = {
-    "up": np.float32([1, 1, 2, 2]),
-    "odd": np.float32([1, 1, 2.5, 1.7]),
-    "down": np.float32([1, 1, 0.5, 0.6]),
+    "up": np.array([1, 1, 2, 2], np.float32),
+    "odd": np.array([1, 1, 2.5, 1.7], np.float32),
+    "down": np.array([1, 1, 0.5, 0.6], np.float32),
 }
 
 

@@ -175,7 +175,7 @@ def test_merges_transposes_to_one_or_none() -> None:
 
 def test_folds_constants_when_the_file_shrinks() -> None:
     body = "a = Sqrt(c) b = Reciprocal(a) d = Unsqueeze(b, zero) y = Mul(x, d)"
-    proto = with_constants(graph(body), c=np.float32([1, 4, 9, 2]), zero=np.array([0]))
+    proto = with_constants(graph(body), c=np.array([1, 4, 9, 2], np.float32), zero=np.array([0]))
     model, row = cleaned(proto)
     assert operators(model) == ["Mul"]
     assert row.details["folded"] == 3
@@ -192,7 +192,10 @@ def test_folds_constants_when_the_file_shrinks() -> None:
 )
 def test_never_folds_to_a_bigger_file(body: str) -> None:
     proto = with_constants(
-        graph(body), c=np.float32([0.5]), shape=np.array([50, 3, 4]), times=np.array([600])
+        graph(body),
+        c=np.array([0.5], np.float32),
+        shape=np.array([50, 3, 4]),
+        times=np.array([600]),
     )
     untouched(proto)
 
@@ -205,12 +208,12 @@ def test_leaves_constants_that_others_read_where_folding_would_keep_both() -> No
 def test_folds_no_exponential_and_no_float_sum() -> None:
     for op in ("Exp", "Tanh", "ReduceSum<keepdims = 1>"):
         body = f"a = {op}(c) y = Mul(x, a)"
-        untouched(with_constants(graph(body), c=np.float32([0.1, 0.2, 0.3, 0.4])))
+        untouched(with_constants(graph(body), c=np.array([0.1, 0.2, 0.3, 0.4], np.float32)))
 
 
 def test_never_multiplies_out_stored_values() -> None:
     # Four values only: folding would shrink this file, but cost the int8 kernel.
-    codes, scale = np.int8([[1], [-2], [3], [4]]), np.float32([0.5])
+    codes, scale = np.array([[1], [-2], [3], [4]], np.int8), np.array([0.5], np.float32)
     decoded = "a = Cast<to = 1>(q) w = Mul(a, s) y = MatMul(x, w)"
     untouched(with_constants(graph(decoded), q=codes, s=scale))
     dequantized = "w = DequantizeLinear(q, s) y = MatMul(x, w)"
@@ -235,8 +238,8 @@ def test_merges_equal_constants_but_not_those_that_only_compare_equal() -> None:
     body = "a = Add(x, p) b = Mul(a, longer) c = Max(b, plus) y = Min(c, minus)"
     proto = with_constants(
         graph(body),
-        p=np.float32([1, 2, 3, 4]),
-        longer=np.float32([1, 2, 3, 4]),
+        p=np.array([1, 2, 3, 4], np.float32),
+        longer=np.array([1, 2, 3, 4], np.float32),
         plus=np.float32(0),
         minus=np.float32(-0.0),
     )
@@ -298,7 +301,11 @@ g (bool c, float[2, 8] x) => (float[A, B] y) {
 
 
 def test_tidies_bodies_and_keeps_what_is_known_of_their_layers() -> None:
-    constants = {"w": normal(0, 8, 8), "u1": np.float32([2]), "u2": np.float32([2])}
+    constants = {
+        "w": normal(0, 8, 8),
+        "u1": np.array([2], np.float32),
+        "u2": np.array([2], np.float32),
+    }
     proto = with_metadata(model_of(BODIES, constants))
     model = opened(proto)
     (row,) = rows(model)
