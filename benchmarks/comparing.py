@@ -84,9 +84,11 @@ class Comparison:
 def interval(before: Scorer, after: Scorer, groups: NDArray[np.int64]) -> tuple[float, float]:
     """The 95 % interval of ``after`` less ``before``.
 
-    Whole groups are drawn with replacement, the same for both. Source: the paired percentile
-    bootstrap (Efron and Tibshirani, 1993).
+    Whole groups are drawn with replacement, the same for both; a single group tells nothing and
+    gives NaN. Source: the paired percentile bootstrap (Efron and Tibshirani, 1993).
     """
+    if len(np.unique(groups)) < 2:
+        return float("nan"), float("nan")
     draw = _drawing(groups)
     rng = np.random.default_rng(0)
     differences = np.empty(_ROUNDS)

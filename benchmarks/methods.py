@@ -75,7 +75,7 @@ def main() -> int:
 
 def recipe(methods: tuple[str, ...]) -> Recipe:
     """Tidying, then the methods in order; none makes the recipe that others compare with."""
-    stages = [Stage("tidy", (PASSES["clean"](), PASSES["fuse"]()))]
+    stages = [Stage(name, (PASSES[name](),)) for name in ("clean", "fuse")]
     for name, known in STAGES.items():
         passes = tuple(PASSES[method]() for method in known if method in methods)
         if passes:

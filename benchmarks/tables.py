@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
+from math import isnan
 
 from benchmarks.rows import Row
 
@@ -39,7 +40,8 @@ Size, gzip, latency and load are ratios of result to original, below 1 a gain; l
 one CPU thread, load the time until a session is ready. The metric is measured on items that the
 compression never saw, and n counts them (and the sources they come from, if fewer). The
 difference is result less original, with the 95 % interval of a paired bootstrap over the sources;
-where it holds 0, these items can't tell the two apart. Agreement is with the original's answers.
+where it holds 0, these items can't tell the two apart, and [0, 0] says that no item's score
+changed, not that none ever would. Agreement is with the original's answers.
 
 {zoo_table(rows)}"""
 
@@ -83,7 +85,10 @@ def _figures(row: Row) -> list[str]:
         count += f" of {found['groups']}"
     if found["metric"] is None:
         return [f"none ({count})", "", "", "", agreement]
-    difference = f"{found['difference']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
+    bounds = f"{found['low']:+.4f}, {found['high']:+.4f}"
+    if isnan(found["low"]):
+        bounds = "too few sources"
+    difference = f"{found['difference']:+.4f} [{bounds}]"
     figures = [f"{found[name]:.4f}" for name in ("original", "result")]
     return [f"{found['metric']} ({count})", *figures, difference, agreement]
 

@@ -10,7 +10,17 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxslim_tk.errors import ModelError
+from onnxslim_tk.graph.notes import (
+    Notes,
+    first_name,
+    graph_note,
+    merged,
+    put_back,
+    put_back_graph,
+    take_notes,
+)
 from onnxslim_tk.graph.order import sort_nodes
+from onnxslim_tk.graph.shadows import names_in, proto_bodies, rename_shadowing
 
 Graph = Any
 """An ``onnx_graphsurgeon.Graph``; the library carries no types."""
@@ -19,7 +29,7 @@ Node = Any
 Tensor = Any
 """An ``onnx_graphsurgeon`` Constant or Variable: compare with ``is``, equality goes by name."""
 
-_HEADER_FIELDS: Final = frozenset({"graph", "functions"})
+_SEPARATE_WEIGHTS: Final = 4
 _DIGITS: Final = "abcdefghijklmnopqrstuvwxyz"
 
 # Its complaints about repeated node names and exotic types are about vendors' files, not about us.
@@ -39,7 +49,7 @@ class Model:
 
     graph: Graph
     header: onnx.ModelProto
-    notes: dict[str, onnx.NodeProto]
+    notes: Notes
     origins: dict[str, tuple[str, ...]]
     source_sha256: str
     source_bytes: int
@@ -73,7 +83,10 @@ class Model:
 
 
 def from_proto(proto: onnx.ModelProto, source: bytes) -> Model:
-    """Open ``proto``, which was parsed from ``source``; raises ModelError for a broken graph."""
+    """Open ``proto``, which was parsed from ``source``, and take it over.
+
+    Raises ModelError for a broken graph.
+    """
     if not proto.graph.output:
         raise ModelError("model: a graph needs at least one output, this one has none")
     model = _wrap(proto, hashlib.sha256(source).hexdigest(), len(source))
@@ -86,56 +99,60 @@ def from_proto(proto: onnx.ModelProto, source: bytes) -> Model:
 
 
 def _wrap(proto: onnx.ModelProto, sha256: str, size: int) -> Model:
+    graph, notes = _opened(proto)
+    header = onnx.ModelProto()
+    for descriptor, value in proto.ListFields():
+        if descriptor.name == "graph":
+            continue
+        if isinstance(value, int | str):
+            setattr(header, descriptor.name, value)
+        else:
+            getattr(header, descriptor.name).extend(value)
+    header.graph.CopyFrom(graph_note(proto.graph))
+    return Model(
+        graph=graph,
+        header=header,
+        notes=notes,
+        origins={},
+        source_sha256=sha256,
+        source_bytes=size,
+        outer=_weight_names(proto.graph),
+        taken=set(names_in(proto.graph)),
+    )
+
+
+def _opened(proto: onnx.ModelProto) -> tuple[Graph, Notes]:
+    """The graph of ``proto`` in the graph library's form, and what that doesn't hold."""
+    rename_shadowing(proto.graph)
+    notes = take_notes(proto.graph)
     try:
         graph = gs.import_onnx(proto)
     except (gs.util.exception.OnnxGraphSurgeonException, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"model: the graph cannot be read: {error}") from error
-    header = onnx.ModelProto()
-    for descriptor, value in proto.ListFields():
-        if descriptor.name in _HEADER_FIELDS:
-            continue
-        if descriptor.is_repeated:
-            getattr(header, descriptor.name).extend(value)
-        else:
-            setattr(header, descriptor.name, value)
-    header.graph.metadata_props.extend(proto.graph.metadata_props)
-    header.graph.quantization_annotation.extend(proto.graph.quantization_annotation)
-    return Model(
-        graph=graph,
-        header=header,
-        notes=dict(_notes(proto.graph, "")),
-        origins={},
-        source_sha256=sha256,
-        source_bytes=size,
-        outer=frozenset(initializer.name for initializer in proto.graph.initializer),
-        taken=set(_names(proto.graph)),
-    )
+    # Local functions stay in the header as they are: the library would lose half of them.
+    graph.functions = []
+    for _, body in bodies(graph):
+        for tensor in body.tensors().values():
+            # Its exporter knows no maps and optionals; the notes bring the types back.
+            if isinstance(tensor, gs.Variable) and tensor.type not in (None, "tensor_type"):
+                tensor.dtype = tensor.shape = None
+    return graph, notes
 
 
-def _notes(graph: onnx.GraphProto, path: str) -> Iterator[tuple[str, onnx.NodeProto]]:
-    for node in graph.node:
-        if (node.doc_string or node.metadata_props) and node.output:
-            note = onnx.NodeProto(doc_string=node.doc_string)
-            note.metadata_props.extend(node.metadata_props)
-            yield path + node.output[0], note
-        for name, body in _proto_bodies(node):
-            yield from _notes(body, f"{path}{node.output[0]}/{name}/")
+def replace_graph(model: Model, proto: onnx.ModelProto) -> None:
+    """Put the graph of ``proto``, which was made of ``model``'s, in its place.
+
+    Names of nodes' outputs tell what the notes and origins belong to.
+    """
+    model.graph, notes = _opened(proto)
+    model.notes = merged(model.notes, notes)
+    model.outer = _weight_names(proto.graph)
+    model.taken.update(names_in(proto.graph))
 
 
-def _names(graph: onnx.GraphProto) -> Iterator[str]:
-    yield from (value.name for value in (*graph.input, *graph.output))
-    yield from (tensor.name for tensor in graph.initializer)
-    for node in graph.node:
-        yield from node.input
-        yield from node.output
-        for _, body in _proto_bodies(node):
-            yield from _names(body)
-
-
-def _proto_bodies(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.name, attribute.g
+def _weight_names(graph: onnx.GraphProto) -> frozenset[str]:
+    sparse = (tensor.values.name for tensor in graph.sparse_initializer)
+    return frozenset((*(tensor.name for tensor in graph.initializer), *sparse))
 
 
 def bodies(graph: Graph, path: str = "") -> Iterator[tuple[str, Graph]]:
@@ -144,7 +161,8 @@ def bodies(graph: Graph, path: str = "") -> Iterator[tuple[str, Graph]]:
     for node in graph.nodes:
         for name, value in node.attrs.items():
             if isinstance(value, gs.Graph):
-                yield from bodies(value, f"{path}{node.outputs[0].name}/{name}/")
+                key = path + first_name(tensor.name for tensor in node.outputs)
+                yield from bodies(value, f"{key}/{name}/")
 
 
 def to_proto(model: Model) -> onnx.ModelProto:
@@ -155,51 +173,58 @@ def to_proto(model: Model) -> onnx.ModelProto:
     for descriptor, value in model.header.ListFields():
         if descriptor.name == "graph":
             continue
-        if descriptor.is_repeated:
+        if isinstance(value, int | str):
+            setattr(proto, descriptor.name, value)
+        else:
             del getattr(proto, descriptor.name)[:]
             getattr(proto, descriptor.name).extend(value)
-        else:
-            setattr(proto, descriptor.name, value)
     for entry in proto.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = opset
-    proto.graph.metadata_props.extend(model.header.graph.metadata_props)
-    proto.graph.quantization_annotation.extend(model.header.graph.quantization_annotation)
-    _finish(proto.graph, "", model.notes)
+    if proto.graph.initializer:
+        # Before version 4, initializers had to be inputs as well, and so were no constants.
+        proto.ir_version = max(proto.ir_version, _SEPARATE_WEIGHTS)
+    put_back_graph(proto.graph, model.header.graph)
+    put_back(proto.graph, "", model.notes)
+    _sort(proto.graph)
     return proto
 
 
-def _own_once(graph: onnx.GraphProto, outer: frozenset[str]) -> None:
-    """Give back to the outermost graph the weights that the library copies into bodies."""
-    owned = {initializer.name for initializer in graph.initializer}
+def _own_once(outermost: onnx.GraphProto, outer: frozenset[str]) -> None:
+    """Give back to outer graphs the weights that the library copies into bodies."""
 
-    def visit(inner: onnx.GraphProto) -> None:
-        for node in inner.node:
-            for _, body in _proto_bodies(node):
-                kept = []
-                for initializer in body.initializer:
-                    if initializer.name not in owned and initializer.name not in outer:
-                        kept.append(initializer)
-                    elif initializer.name not in owned:
-                        owned.add(initializer.name)
-                        graph.initializer.append(initializer)
-                if len(kept) < len(body.initializer):
-                    copies = [onnx.TensorProto.FromString(t.SerializeToString()) for t in kept]
-                    del body.initializer[:]
-                    body.initializer.extend(copies)
-                visit(body)
+    top = set(_weight_names(outermost))
 
-    visit(graph)
+    def visit(graph: onnx.GraphProto, owned: frozenset[str]) -> None:
+        for node in graph.node:
+            for _, body in proto_bodies(node):
+                back = (_weight_names(body) & outer) - top
+                _split(body.initializer, back, outermost.initializer, owned | top)
+                _split(body.sparse_initializer, back, outermost.sparse_initializer, owned | top)
+                top.update(back)
+                visit(body, owned | _weight_names(body))
+
+    visit(outermost, frozenset())
 
 
-def _finish(graph: onnx.GraphProto, path: str, notes: dict[str, onnx.NodeProto]) -> None:
+def _split(weights: Any, back: frozenset[str], outer: Any, owned: frozenset[str]) -> None:
+    """Move those of ``weights`` named in ``back`` to ``outer``; drop those ``owned`` already."""
+    kept = []
+    for weight in weights:
+        name = weight.values.name if isinstance(weight, onnx.SparseTensorProto) else weight.name
+        if name in back:
+            outer.append(weight)
+        elif name not in owned:
+            kept.append(type(weight).FromString(weight.SerializeToString()))
+    if len(kept) < len(weights):
+        del weights[:]
+        weights.extend(kept)
+
+
+def _sort(graph: onnx.GraphProto) -> None:
     # Shapes of inner tensors would be stale after a cut, and a reader can infer them.
     del graph.value_info[:]
     sort_nodes(graph)
     for node in graph.node:
-        note = notes.get(path + node.output[0]) if node.output else None
-        if note is not None:
-            node.doc_string = note.doc_string
-            node.metadata_props.extend(note.metadata_props)
-        for name, body in _proto_bodies(node):
-            _finish(body, f"{path}{node.output[0]}/{name}/", notes)
+        for _, body in proto_bodies(node):
+            _sort(body)

@@ -5,12 +5,12 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 from onnx import defs, helper, numpy_helper, version_converter
 
 from onnxslim_tk.errors import ModelError
 from onnxslim_tk.graph.inference import lighten
-from onnxslim_tk.graph.model import Model, bodies, to_proto
+from onnxslim_tk.graph.model import Model, bodies, replace_graph, to_proto
+from onnxslim_tk.graph.notes import first_name
 
 _STANDARD: Final = ("", "ai.onnx")
 _OLDEST: Final = 7
@@ -205,19 +205,19 @@ def _raise_functions(before: onnx.ModelProto, after: onnx.ModelProto, minimum: i
 
 def _take_in(model: Model, proto: onnx.ModelProto, minimum: int) -> None:
     """Put the graph of ``proto`` in the model's place; nodes made answer to those they serve."""
-    model.graph = gs.import_onnx(proto)
+    replace_graph(model, proto)
+    del model.header.functions[:]
+    model.header.functions.extend(proto.functions)
     for entry in model.header.opset_import:
         if entry.domain in _STANDARD:
             entry.version = minimum
     needed = helper.find_min_ir_version_for([helper.make_opsetid("", minimum)])
     model.header.ir_version = max(model.header.ir_version, needed)
-    model.outer = frozenset(tensor.name for tensor in proto.graph.initializer)
     for path, graph in bodies(model.graph):
-        model.taken.update(graph.tensors())
         names: tuple[str, ...] | None = None
         # The converter puts what it makes before the node that it serves.
         for node in reversed(graph.nodes):
-            key = path + node.outputs[0].name
+            key = path + first_name(t.name for t in node.outputs)
             if key in model.origins:
                 names = model.origins[key]
             elif names is not None:

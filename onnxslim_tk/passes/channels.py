@@ -267,8 +267,9 @@ def _recover(
         if moments is None or moments.second is None:
             continue
         refit = refit_inputs(layer, kept, group.count, moments)
-        if refit.shift is not None and not layer.shift_bias(model, refit.shift, outputs):
-            refit = refit_inputs(layer, kept, group.count, moments, intercept=False)
+        if refit.shift is not None:
+            # Groups hold no layer whose bias can't take it.
+            layer.shift_bias(model, refit.shift, outputs)
         layer.set_dense(model, refit.weight)
 
 

@@ -40,7 +40,8 @@ class Factorize:
     rounded down to the target's step. ``kinds`` are the ways to split a convolution: ``channel``
     (k x k to few channels, then 1 x 1; Zhang et al., 2015) and ``spatial`` (k x 1, then 1 x k;
     Jaderberg et al., 2014); the one of less error is taken. With samples the split is best for the
-    inputs that the layer sees.
+    inputs that the layer sees. A layer that would miss more than ``max_error`` of its output (the
+    relative squared error) is left whole.
     """
 
     name: ClassVar[str] = "factorize"
@@ -48,11 +49,14 @@ class Factorize:
     observes: ClassVar[frozenset[Observable]] = frozenset({"mean", "covariance"})
 
     keep: float = 0.5
+    max_error: float = 0.05
     kinds: tuple[Literal["channel", "spatial"], ...] = ("channel", "spatial")
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
             raise RecipeError(f"factorize: keep must be in (0, 1], got {self.keep}")
+        if not self.max_error >= 0:
+            raise RecipeError(f"factorize: max_error must be 0 or more, got {self.max_error}")
         if not self.kinds or not set(self.kinds) <= {"channel", "spatial"}:
             raise RecipeError(f"factorize: kinds must be channel or spatial, got {self.kinds!r}")
 
@@ -135,7 +139,12 @@ def _rows(
         saved = plain - sum(
             packed_bytes(f.astype(np.float32)) for f in (factors.first, factors.second)
         )
-        if saved <= 0:
+        if error > tuned.max_error:
+            reason = reason or (
+                f"rank {rank} would miss {error:.0%} of the layer's output, "
+                f"max_error allows {tuned.max_error:.0%}"
+            )
+        elif saved <= 0:
             reason = reason or "the two factors would not be smaller once packed"
         elif rank not in ranks:
             ranks.add(rank)

@@ -69,7 +69,7 @@ class Share:
                 continue
             tuned = context.tuned(self, layer.names) or self
             book = _book(rows[layer.id].details)
-            fit = _fit(layer, context)
+            fit = CodebookFit(layer, moments_of(layer, context.statistics))
             values, scales = fit.round(book, tuned.feedback)
             after = fit.rebuilt(values, scales)
             if book.unit is None:
@@ -95,11 +95,6 @@ def _refusal(layer: Layer, tuned: Share) -> str:
     return ""
 
 
-def _fit(layer: Layer, context: Context) -> CodebookFit:
-    moments = moments_of(layer, context.statistics)
-    return CodebookFit(layer, None if moments is None else moments.second)
-
-
 def _levels(tuned: Share) -> list[tuple[int, int]]:
     """Clusters and dimensions: as asked for, then what takes more bits a weight."""
     levels: list[tuple[int, int]] = [(tuned.clusters, tuned.dimensions)]
@@ -117,7 +112,7 @@ def _rows(
 ) -> Iterator[Proposal | Refusal]:
     plain = packed_bytes(layer.weight)
     extra = shift_bytes(layer, context.statistics, outputs)
-    fit = _fit(layer, context)
+    fit = CodebookFit(layer, moments_of(layer, context.statistics))
     proposed = False
     for clusters, dimensions in _levels(tuned):
         book = fit.fit(clusters, dimensions, tuned.scaled, context.seed)

@@ -18,19 +18,22 @@ PRESETS: Final[Mapping[str, str]] = {
     "light": """
         name: light
         stages:
-          tidy: [clean, fuse]
+          clean: [clean]
+          fuse: [fuse]
           numbers: [{quantize: {activations: false}}]
         """,
     "balanced": """
         name: balanced
         stages:
-          tidy: [clean, fuse]
+          clean: [clean]
+          fuse: [fuse]
           numbers: [quantize]
         """,
     "small": """
         name: small
         stages:
-          tidy: [clean, fuse]
+          clean: [clean]
+          fuse: [fuse]
           share: [share]
           numbers: [quantize]
         """,

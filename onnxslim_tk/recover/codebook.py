@@ -20,11 +20,12 @@ from onnxslim_tk.kernels.codebook import (
 )
 from onnxslim_tk.kernels.grouped import (
     feedback_variances,
-    grouped_error,
     grouped_error_feedback,
 )
 from onnxslim_tk.kernels.least_squares import codebook_refit
 from onnxslim_tk.kernels.rounding import symmetric_scales
+from onnxslim_tk.measure.observe import Moments
+from onnxslim_tk.recover.bias import unexplained
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -59,13 +60,15 @@ def is_pruned(weight: Array) -> bool:
 class CodebookFit:
     """Fits and applies codebooks to one layer.
 
-    ``second`` is the uncentred covariance of the layer's inputs, ``(groups, inputs, inputs)``, or
-    None. Matrices are ``(groups, rows, inputs)``; a channel is what one scale holds for.
+    ``moments`` of the layer's inputs, if known, say which errors count; those of the mean don't,
+    as the bias takes them. Matrices are ``(groups, rows, inputs)``; a channel is what one scale
+    holds for.
     """
 
-    def __init__(self, layer: Layer, second: Floats | None) -> None:
+    def __init__(self, layer: Layer, moments: Moments | None) -> None:
         self.layer = layer
-        self.second = second
+        self._second = None if moments is None else moments.second
+        self._noise = None if moments is None else unexplained(layer, moments)
         self.matrix: Floats = layer.matrix()
         self._rows = self._by_channel(self.matrix)
         # A channel of nothing but zeros has no scale, and must stay silent.
@@ -95,7 +98,7 @@ class CodebookFit:
         up for rounding errors; it needs the covariance and a codebook of single values.
         """
         scales = self._scales(book)
-        sweep = feedback and self.second is not None and book.entries.ndim == 1
+        sweep = feedback and self._noise is not None and book.entries.ndim == 1
         values = self._swept(book, scales) if sweep else self._nearest(book, scales)
         if book.unit is None:
             if sweep:
@@ -111,21 +114,24 @@ class CodebookFit:
 
     def expected_error(self, values: Floats, scales: Array, feedback: bool) -> float:
         """Relative squared error of the layer's output, from values rounded without feedback."""
-        rebuilt = self.rebuilt(values, scales)
-        if not feedback or self.second is None:
-            return grouped_error(self.matrix, rebuilt, self.second)
-        squares = (self.matrix - rebuilt) ** 2
-        if self._fixed is not None and not self._fixed.all():
-            # Feedback moves pruned weights too, and brings them back to zero.
-            squares[self._fixed] = squares[~self._fixed].mean()
-        noise = float(np.einsum("gri,gi->", squares, self._variances))
-        power = float(np.vdot(self.matrix @ self.second, self.matrix))
-        return min(noise / power, 1.0) if power > 0 else 0.0
+        change = self.matrix - self.rebuilt(values, scales)
+        if self._noise is None or self._second is None:
+            noise, power = float(np.vdot(change, change)), float(np.vdot(self.matrix, self.matrix))
+        else:
+            power = float(np.vdot(self.matrix @ self._second, self.matrix))
+            noise = float(np.vdot(change @ self._noise, change))
+            if feedback:
+                squares = change**2
+                if self._fixed is not None and not self._fixed.all():
+                    # Feedback moves pruned weights too, and brings them back to zero.
+                    squares[self._fixed] = squares[~self._fixed].mean()
+                noise = float(np.einsum("gri,gi->", squares, self._variances))
+        return min(max(noise, 0.0) / power, 1.0) if power > 0 else 0.0
 
     @cached_property
     def _variances(self) -> Floats:
-        assert self.second is not None
-        return feedback_variances(self.second, _DAMPING)
+        assert self._noise is not None
+        return feedback_variances(self._noise, _DAMPING)
 
     @cached_property
     def _spreads(self) -> Floats:
@@ -139,9 +145,9 @@ class CodebookFit:
     @cached_property
     def _importance(self) -> Floats | None:
         """How much each weight counts, ``(channels, weights)``: the power of its input."""
-        if self.second is None:
+        if self._noise is None:
             return None
-        power = np.diagonal(self.second, axis1=1, axis2=2)
+        power = np.diagonal(self._noise, axis1=1, axis2=2)
         # An input that the samples left silent still counts a little.
         power = power / max(float(power.mean()), 1e-30) + 1e-3
         return self._by_channel(np.broadcast_to(power[:, None, :], self.matrix.shape))
@@ -172,25 +178,25 @@ class CodebookFit:
             found = nearest_entries(values / per_row[groups], book.entries) * per_row[groups]
             return found if fixed is None else np.where(fixed[groups, :, columns], 0.0, found)
 
-        assert self.second is not None
-        swept = grouped_error_feedback(self.matrix, self.second, rounded, _DAMPING)
+        assert self._noise is not None
+        swept = grouped_error_feedback(self.matrix, self._noise, rounded, _DAMPING)
         values = nearest_entries(swept / per_row[:, :, None], book.entries)
         return values if fixed is None else np.where(fixed, 0.0, values)
 
     def _refit_entries(self, book: Codebook, values: Floats) -> Floats:
         """The best floats for the codes as they are; zeros that must stay forbid it."""
-        if self._fixed is not None or self.second is None or len(self.matrix) > 1:
+        if self._fixed is not None or self._noise is None or len(self.matrix) > 1:
             return values
         codes, count = nearest(values[0], book.entries), len(book.entries)
-        entries = codebook_refit(self.matrix[0], codes, count, self.second[0], None, _DAMPING)
+        entries = codebook_refit(self.matrix[0], codes, count, self._noise[0], None, _DAMPING)
         return np.asarray(entries[codes][None], np.float64)
 
     def _refit_scales(self, values: Floats, scales: Floats) -> Floats:
         """Per channel the least-squares scale for its values."""
         pull = values
-        if self.second is not None:
-            power = np.diagonal(self.second, axis1=1, axis2=2).mean(1)[:, None, None]
-            pull = values @ self.second + _DAMPING * power * values
+        if self._noise is not None:
+            power = np.diagonal(self._noise, axis1=1, axis2=2).mean(1)[:, None, None]
+            pull = values @ self._noise + _DAMPING * power * values
         meets = self._by_channel(self.matrix * pull).sum(1)
         norm = self._by_channel(values * pull).sum(1)
         found = np.divide(meets, norm, out=scales.copy(), where=norm > 0)

@@ -37,9 +37,7 @@ def columns_of(kept: Indices, count: int, inputs: int) -> Indices:
     return (kept[:, None] * block + np.arange(block)).ravel()
 
 
-def refit_inputs(
-    layer: Layer, kept: Indices, count: int, moments: Moments | None, intercept: bool = True
-) -> Refit:
+def refit_inputs(layer: Layer, kept: Indices, count: int, moments: Moments | None) -> Refit:
     """Weights of an ungrouped ``layer`` that reads only channels ``kept`` of ``count``.
 
     Least squares against the layer's own outputs (He et al., 2017); the intercept lets the mean
@@ -53,14 +51,14 @@ def refit_inputs(
         replaced[:, columns] = matrix[:, columns]
         return Refit(_stored(layer, replaced), None, relative_error(matrix, replaced))
     mean = moments.mean[0]
-    spread = centred(moments) if intercept else second
+    spread = centred(moments)
     floor = _ROUNDING * np.trace(second) * np.eye(len(second))
     replaced[:, columns] = refit_columns(matrix, columns, spread + floor)
     change = matrix - replaced
     noise = float(np.vdot(change @ spread, change))
     power = float(np.vdot(matrix @ second, matrix))
     error = max(noise, 0.0) / power if power > 0 else 0.0
-    shift = mean_shift(matrix, replaced, mean) if intercept else None
+    shift = mean_shift(matrix, replaced, mean)
     return Refit(_stored(layer, replaced), shift, error)
 
 

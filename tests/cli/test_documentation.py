@@ -18,7 +18,7 @@ RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 def test_the_recipe_in_the_readme_can_be_read() -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     recipe = parse_recipe(text, "README", PASSES)
-    assert [stage.name for stage in recipe.stages] == ["tidy", "share", "numbers"]
+    assert [stage.name for stage in recipe.stages] == ["clean", "fuse", "share", "numbers"]
     assert recipe.budget.max_drop == 0.005
 
 

@@ -12,11 +12,12 @@ SHAPES: Mapping[str, tuple[int, ...]] = {}
 
 
 def found(
-    body: str, shapes: Mapping[str, tuple[int, ...]] = SHAPES, ends: str = "y", **more: Any
+    body: str, shapes: Mapping[str, tuple[int, ...]] = SHAPES, **more: Any
 ) -> dict[tuple[str, ...], Group | Barrier]:
     """Groups and barriers of a model on ``x (N, 3, 4, 4)`` by id; any weight ``w*`` is given."""
-    text = f'<ir_version: 8, opset_import: ["": 17]> g (float[N, 3, 4, 4] x) => (float {ends}) {{{body}}}'
-    constants = {
+    header = '<ir_version: 8, opset_import: ["": 17]>'
+    text = f"{header} g (float[N, 3, 4, 4] x) => (float y) {{{body}}}"
+    constants: dict[str, Any] = {
         "w1": normal(1, 8, 3, 1, 1),
         "w2": normal(2, 8, 8, 1, 1),
         "w3": normal(3, 5, 8, 1, 1),
@@ -96,14 +97,16 @@ def test_flattening_makes_a_channel_a_run_of_inputs() -> None:
         "s = Sigmoid(c) t = Mul(c, s)",
         "t = Pad(c, pads)",
         "t = Resize(c, , scales)",
+        "t = Resize(c, , , sizes)",
     ],
 )
 def test_channels_pass(operator: str) -> None:
-    constants = {
+    constants: dict[str, Any] = {
         "scalar": np.float32(2),
         "vector": normal(7, 8, 1, 1),
         "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
         "scales": np.array([1, 1, 2, 2], np.float32),
+        "sizes": np.array([1, 8, 6, 6]),
     }
     result = found(f"c = Conv(x, w1) {operator} y = Conv(t, w2)", **constants)[("c",)]
     assert isinstance(result, Group)
@@ -138,7 +141,7 @@ def test_channels_pass(operator: str) -> None:
         ),
         ("c = Conv(x, w1) t = Pad(c, pads) y = Conv(t, w2)", "Pad 't' ties its channels"),
         (
-            "c = Conv(x, w1) t, m = MaxPool<kernel_shape=[2, 2]>(c) z = Conv(t, w2) y = Cast<to=1>(m)",
+            "c = Conv(x, w1) t, m = MaxPool<kernel_shape=[2, 2]>(c) z = Conv(t, w2) y = Abs(m)",
             "a further output of MaxPool 't' is read",
         ),
         (
@@ -151,13 +154,33 @@ def test_channels_pass(operator: str) -> None:
             "the bias of Conv 'd' is not a constant",
         ),
         ("c = Conv(x, w1) z = Conv(x, w1) y = Conv(z, w3)", "the weight of Conv 'c' is shared"),
+        (
+            "c = Conv(x, w1) m = ReduceMean<keepdims=0>(x) "
+            "t = BatchNormalization(c, v8, v8, v8, m) y = Conv(t, w2)",
+            "BatchNormalization 't' ties its channels",
+        ),
+        (
+            "c = Conv(x, w1) f = Flatten(c) y = Gemm<transB=1>(f, wf, rows)",
+            "the bias of Gemm 'y' is not one number a channel",
+        ),
+        (
+            "c = Conv(x, w1) d = Conv<group=8>(c, wd) e = Conv<group=8>(d, wd) y = Conv(e, w2)",
+            "the weight of Conv 'd' is shared with another layer",
+        ),
+        ("c = Conv(x, wone) t = Add(c, row8) y = Conv(t, w2)", "Add 't' ties its channels"),
+        ("c = Conv(x, w1) t = Resize(c, , wide) y = Conv(t, w2)", "Resize 't' ties its channels"),
         ("y = Conv(x, w1) c = Conv(y, w2)", "no layer reads the channels"),
     ],
 )
 def test_what_stops_a_cut_is_named(body: str, because: str) -> None:
-    constants = {
+    constants: dict[str, Any] = {
         "pads": np.array([0, 1, 0, 0, 0, 1, 0, 0]),
         "wone": normal(8, 1, 3, 1, 1),
+        "v8": normal(10, 8),
+        "rows": normal(11, 2, 5),
+        "wd": normal(12, 8, 1, 1, 1),
+        "row8": normal(13, 8, 1, 1),
+        "wide": np.array([1, 2, 1, 1], np.float32),
         "wn": normal(9, 4, 6),
         "sizes": np.array([1, 16, 8, 8]),
         "shape": np.array([0, 4, -1]),
@@ -167,7 +190,7 @@ def test_what_stops_a_cut_is_named(body: str, because: str) -> None:
 
 def test_weights_behind_a_scale_are_a_barrier() -> None:
     body = "q = DequantizeLinear(w8, s) c = Conv(x, w1) d = Conv(c, q) y = Relu(d)"
-    constants = {"w8": np.ones((8, 8, 1, 1), np.int8), "s": np.float32(0.1)}
+    constants: dict[str, Any] = {"w8": np.ones((8, 8, 1, 1), np.int8), "s": np.float32(0.1)}
     expected = "the weight of Conv 'd' is stored behind a scale"
     assert reason(body, **constants) == expected
 
@@ -201,7 +224,7 @@ BATCH = "s = Shape(p) b = Gather(s, zero) e = Unsqueeze(b, zeros) t = Concat<axi
 def test_a_reshape_that_flattens_passes_where_shapes_show_it(
     body: str, counts: list[tuple[int, int, int]]
 ) -> None:
-    constants = {
+    constants: dict[str, Any] = {
         "keep": np.array([0, -1]),
         "number": np.array([-1, 128]),
         "rest": np.array([128]),

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,29 @@ def reshape_cnn() -> onnx.ModelProto:
     return model_of(text, constants)
 
 
+def self_residual_cnn() -> onnx.ModelProto:
+    """A convolution that reads the channels that it adds to, in a Resize to constant sizes."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 3, 16, 16] x) => (float[N, 10] y) {
+        c0 = Conv(x, w0)
+        c1 = Conv<pads=[1, 1, 1, 1]>(c0, w1)
+        s = Add(c0, c1)
+        u = Resize<mode="nearest">(s, , , sizes)
+        d = Conv<group=16>(u, w2)
+        a = GlobalAveragePool(d)
+        f = Flatten(a)
+        y = Gemm<transB=1>(f, w3)
+    }"""
+    constants = {
+        "w0": normal(0, 16, 3, 3, 3),
+        "w1": normal(1, 16, 16, 3, 3, scale=0.1),
+        "w2": normal(2, 16, 1, 3, 3),
+        "w3": normal(3, 10, 16),
+        "sizes": np.array([6, 16, 28, 28]),
+    }
+    return model_of(text, constants)
+
+
 CASES: list[tuple[Any, dict[str, list[tuple[str, int, int]]]]] = [
     (chain_cnn, {"c1": [("w2", 1, 1)], "c2": [("w3", 1, 1)]}),
     (
@@ -155,6 +179,7 @@ CASES: list[tuple[Any, dict[str, list[tuple[str, int, int]]]]] = [
     (mlp, {"m1": [("w2", 0, 1)], "g2": [("w3", 1, 1)]}),
     (flatten_cnn, {"c0": [("w1", 0, 16)], "g1": [("w2", 0, 1)]}),
     (reshape_cnn, {"c0": [("w1", 0, 16)]}),
+    (self_residual_cnn, {"c0": [("w1", 1, 1), ("w3", 1, 1)]}),
 ]
 PROTOS = [pytest.param(build, readers, id=build.__name__) for build, readers in CASES]
 
@@ -246,9 +271,9 @@ def test_a_refit_beats_no_refit_by_far_on_samples_that_it_has_not_seen(importanc
     context = context_of(opened(proto), feed, samples=True)
     rows, _ = rows_of(opened(proto), context, Channels(importance=importance))
     quality = []
-    for statistics in (context.statistics, None):
+    for seen in (context.statistics, None):
         model = opened(proto)
-        Channels().apply(model, rows, replace(context, statistics=statistics))
+        Channels().apply(model, rows, replace(context, statistics=seen))
         quality.append(noise_db(reference, outputs_of(model, unseen)["y"]))
     assert quality[0] > quality[1] + 8
 
@@ -294,7 +319,7 @@ def test_kept_counts_are_steps_and_milder_ones_hold_the_sterner() -> None:
     rows = [row for row in found if row.details["group"] == ["m1"]]
     assert [len(row.details["kept"]) for row in rows] == [16, 32, 40, 48]
     assert [row.setting for row in rows] == [0.3, 0.5, 0.625, 0.75]
-    for stern, mild in zip(rows, rows[1:], strict=False):
+    for stern, mild in pairwise(rows):
         assert set(stern.details["kept"]) < set(mild.details["kept"])
         assert stern.error > mild.error
         assert stern.bytes_saved > mild.bytes_saved
@@ -375,7 +400,9 @@ def test_norms_keep_the_channels_of_the_largest_weights(importance: Any) -> None
 
 def test_energy_drops_channels_that_bring_nothing() -> None:
     proto = mlp()
-    tensor = proto.graph.initializer[2]
+    bias, tensor = proto.graph.initializer[1:3]
+    # No channel is dead of its own.
+    bias.CopyFrom(numpy_helper.from_array(np.zeros(64, np.float32), bias.name))
     values = numpy_helper.to_array(tensor).copy()
     values[1::2] = 0
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))

@@ -328,6 +328,15 @@ def test_zeros_around_the_input_become_the_convolutions_own(auto: str) -> None:
     assert row.details == {"folded": ["p"]}
 
 
+def test_leaves_wide_padding_that_the_runtime_is_slow_with() -> None:
+    pads = {k: np.array([0, 0, 0, k, 0, 0, 0, 0]) for k in (3, 4)}
+    weight = normal(0, 6, 4, 3, 3)
+    assert operators(
+        fused(image("p = Pad(x, pads) y = Conv(p, w)", w=weight, pads=pads[3]))[0]
+    ) == ["Conv"]
+    assert refused(image("p = Pad(x, pads) y = Conv(p, w)", w=weight, pads=pads[4])) == {}
+
+
 def test_reads_a_pad_of_any_operator_set() -> None:
     old = "p = Pad<pads = [0, 0, 1, 2, 0, 0, 3, 0]>(x) y = Conv(p, w)"
     assert operators(fused(image(old, opset=10, w=normal(0, 6, 4, 3, 3)))[0]) == ["Conv"]
