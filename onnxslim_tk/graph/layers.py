@@ -1,6 +1,6 @@
 """Layers: the nodes that hold weights, each seen as one matrix per group."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
@@ -25,6 +25,7 @@ Array = NDArray[Any]
 KINDS: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
 _WEIGHT_SLOT: Final = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}
 _SMALLEST_TABLE: Final = 1024
+_FLOAT: Final = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,11 +87,7 @@ class Layer:
     @property
     def channel_axis(self) -> int:
         """Axis of the stored weight that counts output channels (rows, for an embedding)."""
-        if self.kind in ("Conv", "Gather"):
-            return 0
-        if self.kind == "Gemm":
-            return 0 if self.transposed else 1
-        return 1
+        return _channel_axis(self.node)
 
     @property
     def channels(self) -> int:
@@ -163,10 +160,17 @@ class Layer:
         return self.size * prod(shape[:-1])
 
     def bias(self, outputs: set[str]) -> Tensor | None:
-        """The constant float bias: the third input, or that of a sole Add behind a MatMul."""
+        """The constant float bias: the third input, or that of a sole Add behind a MatMul.
+
+        One number per output channel, or a single one; None for what differs from row to row.
+        """
         if self.kind in ("Conv", "ConvTranspose", "Gemm"):
             tensor = input_at(self.node, 2)
-            return tensor if tensor is not None and is_constant(tensor) else None
+            if tensor is None or not is_constant(tensor):
+                return None
+            last = tensor.shape[-1] if len(tensor.shape) else 1
+            fits = prod(tensor.shape) == last and last in (1, self.channels)
+            return tensor if fits and tensor.dtype == np.float32 else None
         add = self._bias_add(outputs)
         return None if add is None else next(t for t in add.inputs if is_constant(t))
 
@@ -200,10 +204,8 @@ class Layer:
         if self.kind in ("Conv", "ConvTranspose", "Gemm"):
             if current is None and input_at(self.node, 2) is not None:
                 return False
-            base = np.zeros(self.channels) if current is None else values_of(current)
-            if base.size != self.channels:
-                base = np.broadcast_to(base.reshape(-1), (self.channels,))
-            set_input(self.node, 2, constant(model, (base.reshape(-1) + shift).astype(np.float32)))
+            base = np.zeros(1) if current is None else values_of(current).reshape(-1)
+            set_input(self.node, 2, constant(model, (base + shift).astype(np.float32)))
             return True
         if self.kind == "Gather":
             return False
@@ -237,7 +239,7 @@ def layer_of(model: Model, node: Node, graph: Graph, path: str) -> Layer | None:
     if node.op not in KINDS or node.domain not in (None, "", "ai.onnx"):
         return None
     slot = input_at(node, _WEIGHT_SLOT[node.op])
-    found = None if slot is None else _stored(slot)
+    found = None if slot is None else _stored(slot, _channel_axis(node))
     if found is None or not _fits(node, found[0]):
         return None
     key = path + node.outputs[0].name
@@ -246,25 +248,52 @@ def layer_of(model: Model, node: Node, graph: Graph, path: str) -> Layer | None:
     return Layer(names[0], names, node.op, node, graph, path, *found, groups)
 
 
-def _stored(slot: Tensor) -> tuple[Tensor, Array | None, Array | None] | None:
-    """The constant behind a weight slot with its scale and zero point, seen through a decode."""
+def _channel_axis(node: Node) -> int:
+    """Axis of a layer's stored weight that counts output channels."""
+    if node.op == "Gemm":
+        return 0 if node.attrs.get("transB", 0) else 1
+    return 0 if node.op in ("Conv", "Gather") else 1
+
+
+def _stored(slot: Tensor, axis: int) -> tuple[Tensor, Array | None, Array | None] | None:
+    """The constant behind a weight slot with its scale and zero point, seen through a decode.
+
+    ``axis`` is where a scale per channel must lie; None for any other scale.
+    """
     if is_constant(slot):
         return (slot, None, None) if slot.dtype == np.float32 else None
     node = producer(slot)
     if node is None:
         return None
     if node.op == "DequantizeLinear" and all(is_constant(t) for t in node.inputs):
-        if node.attrs.get("block_size", 0) or values_of(node.inputs[1]).ndim > 1:
-            return None
-        zero = input_at(node, 2)
-        return node.inputs[0], values_of(node.inputs[1]), None if zero is None else values_of(zero)
+        values, scale, zero = node.inputs[0], node.inputs[1], input_at(node, 2)
+        rank = len(values.shape)
+        along = int(node.attrs.get("axis", 1)) % max(rank, 1)
+        shape = [1] * rank
+        if len(scale.shape) == 1 and rank:
+            shape[along] = scale.shape[0]
+        plain = len(scale.shape) <= 1 and not node.attrs.get("block_size", 0)
+        if plain and _is_per_channel(values, scale, shape, axis):
+            return values, values_of(scale), None if zero is None else values_of(zero)
     if node.op == "Mul":
         for cast, scale in (node.inputs, node.inputs[::-1]):
             maker = producer(cast)
-            plain = maker is not None and maker.op == "Cast" and is_constant(maker.inputs[0])
-            if plain and is_constant(scale) and maker is not None:
-                return maker.inputs[0], values_of(scale).reshape(-1), None
+            if maker is None or maker.op != "Cast" or maker.attrs.get("to") != _FLOAT:
+                continue
+            values = maker.inputs[0]
+            if not is_constant(values) or not is_constant(scale):
+                continue
+            shape = [1] * (len(values.shape) - len(scale.shape)) + list(scale.shape)
+            if _is_per_channel(values, scale, shape, axis):
+                return values, values_of(scale).reshape(-1), None
     return None
+
+
+def _is_per_channel(values: Tensor, scale: Tensor, shape: Sequence[int], axis: int) -> bool:
+    """Whether a float32 ``scale``, laid out as ``shape``, has one number per channel, or one."""
+    if scale.dtype != np.float32 or len(shape) != len(values.shape):
+        return False
+    return all(n == 1 or (k == axis and n == values.shape[k]) for k, n in enumerate(shape))
 
 
 def _fits(node: Node, stored: Tensor) -> bool:

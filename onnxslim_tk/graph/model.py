@@ -123,6 +123,8 @@ def _wrap(proto: onnx.ModelProto, sha256: str, size: int) -> Model:
 
 def _opened(proto: onnx.ModelProto) -> tuple[Graph, Notes]:
     """The graph of ``proto`` in the graph library's form, and what that doesn't hold."""
+    # A body that comes before what it reads would get tensors of its own for that.
+    sort_nodes(proto.graph)
     rename_shadowing(proto.graph)
     notes = take_notes(proto.graph)
     try:
@@ -186,13 +188,13 @@ def to_proto(model: Model) -> onnx.ModelProto:
         proto.ir_version = max(proto.ir_version, _SEPARATE_WEIGHTS)
     put_back_graph(proto.graph, model.header.graph)
     put_back(proto.graph, "", model.notes)
-    _sort(proto.graph)
+    _drop_inner_types(proto.graph)
+    sort_nodes(proto.graph)
     return proto
 
 
 def _own_once(outermost: onnx.GraphProto, outer: frozenset[str]) -> None:
     """Give back to outer graphs the weights that the library copies into bodies."""
-
     top = set(_weight_names(outermost))
 
     def visit(graph: onnx.GraphProto, owned: frozenset[str]) -> None:
@@ -221,10 +223,9 @@ def _split(weights: Any, back: frozenset[str], outer: Any, owned: frozenset[str]
         weights.extend(kept)
 
 
-def _sort(graph: onnx.GraphProto) -> None:
+def _drop_inner_types(graph: onnx.GraphProto) -> None:
     # Shapes of inner tensors would be stale after a cut, and a reader can infer them.
     del graph.value_info[:]
-    sort_nodes(graph)
     for node in graph.node:
         for _, body in proto_bodies(node):
-            _sort(body)
+            _drop_inner_types(body)

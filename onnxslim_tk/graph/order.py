@@ -7,27 +7,28 @@ from typing import Any
 import onnx
 
 from onnxslim_tk.errors import ModelError
+from onnxslim_tk.graph.shadows import owned_names, proto_bodies
 
 
 def captured_names(node: onnx.NodeProto) -> set[str]:
     """Names of tensors that ``node`` reads: its inputs and what its bodies take from outside."""
     names = {name for name in node.input if name}
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            inner = attribute.g
-            own = {value.name for value in inner.input} | {
-                value.name for value in inner.initializer
-            }
-            for child in inner.node:
-                own.update(child.output)
-            for child in inner.node:
-                names |= captured_names(child) - own
-            names |= {output.name for output in inner.output} - own
+    for _, inner in proto_bodies(node):
+        own = set(owned_names(inner))
+        for child in inner.node:
+            names |= captured_names(child) - own
+        names |= {output.name for output in inner.output} - own
     return names
 
 
 def sort_nodes(graph: onnx.GraphProto) -> None:
-    """Sort ``graph.node`` topologically and stably; raises ModelError where there is a cycle."""
+    """Sort the nodes of ``graph`` and of its bodies topologically and stably.
+
+    Raises ModelError where there is a cycle.
+    """
+    for node in graph.node:
+        for _, body in proto_bodies(node):
+            sort_nodes(body)
     nodes = list(graph.node)
     producer = {name: k for k, node in enumerate(nodes) for name in node.output if name}
     waits: list[set[int]] = []

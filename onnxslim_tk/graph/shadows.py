@@ -12,9 +12,17 @@ def proto_bodies(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
             yield attribute.name, attribute.g
 
 
+def owned_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Names of what ``graph`` itself holds: inputs, weights, and what its nodes make."""
+    yield from (value.name for value in graph.input)
+    yield from (tensor.name for tensor in _weights(graph))
+    for node in graph.node:
+        yield from node.output
+
+
 def names_in(graph: onnx.GraphProto) -> Iterator[str]:
     """Every tensor name in ``graph`` and its bodies, repeated ones and the empty one included."""
-    yield from _owned(graph)
+    yield from owned_names(graph)
     yield from (value.name for value in graph.output)
     for node in graph.node:
         yield from node.input
@@ -27,7 +35,7 @@ def rename_shadowing(graph: onnx.GraphProto) -> None:
     taken = set(names_in(graph))
 
     def visit(graph: onnx.GraphProto, outer: set[str]) -> None:
-        visible = outer.union(_owned(graph))
+        visible = outer.union(owned_names(graph))
         for node in graph.node:
             for _, body in proto_bodies(node):
                 for tensor in _weights(body):
@@ -40,13 +48,6 @@ def rename_shadowing(graph: onnx.GraphProto) -> None:
 
 def _weights(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
     return [*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)]
-
-
-def _owned(graph: onnx.GraphProto) -> Iterator[str]:
-    yield from (value.name for value in graph.input)
-    yield from (tensor.name for tensor in _weights(graph))
-    for node in graph.node:
-        yield from node.output
 
 
 def _fresh(name: str, taken: set[str]) -> str:
@@ -69,5 +70,5 @@ def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
             if name == old:
                 node.input[index] = new
         for _, body in proto_bodies(node):
-            if old not in _owned(body):
+            if old not in owned_names(body):
                 _rename(body, old, new)

@@ -99,6 +99,13 @@ class Workshop:
         none = Plan(self.model.source_sha256, self.recipe, self.options.seed, ())
         return Attempt(data, model, none, ())
 
+    def never_larger(self, attempt: Attempt) -> Attempt:
+        """The attempt, or the original as it is where the attempt saves no byte."""
+        if len(attempt.data) < len(self.data):
+            return attempt
+        original = self.existing(self.data, self.model)
+        return replace(original, steps=attempt.steps, only_tidied=True)
+
     def best(self) -> Attempt:
         """The first attempt that keeps the budget on the samples for choosing.
 

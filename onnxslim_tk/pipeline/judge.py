@@ -79,7 +79,12 @@ def _warnings(shop: Workshop, attempt: Attempt, counts: Counts | None) -> list[s
             f"{counts.judge} samples are too few to split: the result was judged on samples that "
             "it was made with"
         )
-    if attempt.only_tidied:
+    if attempt.data == shop.data:
+        cause = "nothing made the file smaller"
+        if attempt.steps:
+            cause = "no compressed model kept the budget, and tidying saved nothing"
+        found.append(f"{cause}: the result is the original, unchanged")
+    elif attempt.only_tidied:
         found.append(
             "no compressed model kept the budget: the result is the original, tidied and packed"
         )
@@ -87,6 +92,6 @@ def _warnings(shop: Workshop, attempt: Attempt, counts: Counts | None) -> list[s
         found.append(
             f"the recipe as it stands broke the budget: {attempt.steps} steps back were needed"
         )
-    if attempt.plan.stages and len(attempt.data) >= len(shop.data):
-        found.append("the result is no smaller than the original")
+    if attempt.plan.stages and len(attempt.data) > len(shop.data):
+        found.append("the result is larger than the original")
     return found

@@ -36,16 +36,17 @@ def optimize(
     """Compress the model at ``source`` and write it to ``result`` if it keeps the budget.
 
     Steps back to milder settings until the budget holds on the samples for choosing; where none
-    does, writes the tidied model, and the report says so. Raises an OnnxSlimError, with nothing
+    does, writes the tidied model, or the original where tidying saves nothing, and the report
+    says so. Raises an OnnxSlimError, with nothing
     written, for a model, recipe or samples that can't be used.
     """
     started = time.process_time()
     shop = _open(Path(source), recipe, options, Path(result))
-    attempt = shop.best()
+    attempt = shop.never_larger(shop.best())
     report = judge(shop, attempt, started)
     if not report.holds:
         # The judging samples disagree: only what changes nothing is safe to hand over.
-        attempt = shop.tidied(attempt.steps)
+        attempt = shop.never_larger(shop.tidied(attempt.steps))
         report = judge(shop, attempt, started)
     write_file(attempt.data, Path(result))
     return report

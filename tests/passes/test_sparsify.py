@@ -1,0 +1,249 @@
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxslim_tk.errors import RecipeError
+from onnxslim_tk.graph.layers import layers
+from onnxslim_tk.graph.model import Model, to_proto
+from onnxslim_tk.measure.observe import observe
+from onnxslim_tk.packing import pack
+from onnxslim_tk.passes.sparsify import Sparsify
+from onnxslim_tk.plan.proposal import Context, Proposal, Refusal
+from tests.models import (
+    CONTEXT,
+    Array,
+    depthwise_cnn,
+    digest,
+    mlp,
+    model_of,
+    normal,
+    opened,
+    outputs_of,
+    residual_cnn,
+)
+
+HEAD = '<ir_version: 8, opset_import: ["": 17]>'
+# Inputs that go together, so that some weights can stand in for others.
+TOKENS = {"x": (normal(1, 400, 8) @ normal(2, 8, 32) + 0.1 * normal(3, 400, 32)).astype("float32")}
+IMAGES = {"x": normal(90, 6, 3, 16, 16)}
+
+
+def context_of(model: Model, feed: dict[str, Array]) -> Context:
+    seen = observe(model, [feed], frozenset({"mean", "covariance"}), 0)
+    return replace(CONTEXT, statistics=seen, shapes=seen.shapes)
+
+
+def asked(model: Model, method: Sparsify, context: Context) -> list[Proposal]:
+    rows = [row for row in method.propose(model, context) if isinstance(row, Proposal)]
+    first = {row.targets: row for row in reversed(rows)}
+    return [row for row in rows if first[row.targets] is row]
+
+
+def pruned(model: Model, method: Sparsify, context: Context) -> Model:
+    method.apply(model, asked(model, method, context), context)
+    return model
+
+
+def zeros(model: Model) -> dict[str, float]:
+    return {layer.id: float(np.mean(layer.weight == 0)) for layer in layers(model)}
+
+
+def reasons(proto: onnx.ModelProto, method: Sparsify | None = None) -> dict[str, str]:
+    rows = (method or Sparsify()).propose(opened(proto), CONTEXT)
+    return {row.target: row.reason for row in rows if isinstance(row, Refusal)}
+
+
+@pytest.mark.parametrize("build", [mlp, residual_cnn, depthwise_cnn])
+@pytest.mark.parametrize("samples", [False, True])
+def test_every_layer_gets_the_zeros_asked_for(build: Any, samples: bool) -> None:
+    feed = TOKENS if build is mlp else IMAGES
+    model = opened(build(0))
+    context = context_of(model, feed) if samples else CONTEXT
+    chosen = asked(model, Sparsify(0.6), context)
+    Sparsify(0.6).apply(model, chosen, context)
+    outputs_of(model, feed)
+    found = zeros(model)
+    assert chosen
+    for row in chosen:
+        assert found[row.targets[0]] == pytest.approx(0.6, abs=0.01)
+
+
+def test_zeros_have_no_sign() -> None:
+    model = opened(mlp())
+    pruned(model, Sparsify(), context_of(model, TOKENS))
+    for layer in layers(model):
+        assert not np.signbit(layer.weight[layer.weight == 0]).any()
+
+
+def test_weights_that_stay_make_up_for_those_that_go() -> None:
+    reference = outputs_of(opened(mlp()), TOKENS)["y"]
+    noise = {}
+    for recover in (True, False):
+        model = opened(mlp())
+        pruned(model, Sparsify(recover=recover), context_of(model, TOKENS))
+        noise[recover] = float(np.square(outputs_of(model, TOKENS)["y"] - reference).sum())
+    assert noise[True] < 0.2 * noise[False]
+
+
+def test_the_error_foretold_is_the_error_of_the_layer() -> None:
+    text = f"{HEAD} g (float[N, 32] x) => (float[N, 40] y) {{ y = MatMul(x, w) }}"
+    feed = {"x": TOKENS["x"] - TOKENS["x"].mean(0)}
+    for recover in (True, False):
+        model = opened(model_of(text, {"w": normal(4, 32, 40)}))
+        reference, context = outputs_of(model, feed)["y"], context_of(model, feed)
+        (row,) = asked(model, Sparsify(recover=recover), context)
+        Sparsify(recover=recover).apply(model, [row], context)
+        change = outputs_of(model, feed)["y"] - reference
+        noise = float(np.square(change).sum() / np.square(reference).sum())
+        assert 0.6 * row.error < noise <= 1.1 * row.error
+
+
+def test_depthwise_and_grouped_layers_are_refitted_in_their_groups() -> None:
+    text = f"""{HEAD} g (float[N, 64, 9, 9] x) => (float[N, 64, 9, 9] y) {{
+        c = Conv<group=64, pads=[1, 1, 1, 1]>(x, w1)
+        y = Conv<group=4>(c, w2)
+    }}"""
+    weights = {"w1": normal(1, 64, 1, 3, 3), "w2": normal(2, 64, 16, 1, 1)}
+    smooth = np.cumsum(normal(3, 4, 64, 9, 9), axis=3)
+    noise = {}
+    for recover in (True, False):
+        model = opened(model_of(text, weights))
+        reference = outputs_of(model, {"x": smooth})["y"]
+        pruned(model, Sparsify(0.3, recover=recover), context_of(model, {"x": smooth}))
+        noise[recover] = float(np.square(outputs_of(model, {"x": smooth})["y"] - reference).sum())
+    assert noise[True] < 0.5 * noise[False]
+
+
+def test_milder_rows_follow_with_less_error_and_less_saved() -> None:
+    model = opened(mlp())
+    rows = [r for r in Sparsify(0.6).propose(model, CONTEXT) if isinstance(r, Proposal)]
+    mine = [row for row in rows if row.targets == rows[0].targets]
+    assert [row.setting for row in mine] == [0.6, 0.4, 0.2]
+    assert mine[0].error > mine[1].error > mine[2].error
+    assert mine[0].bytes_saved > mine[1].bytes_saved > mine[2].bytes_saved > 0
+
+
+def test_one_threshold_for_all_layers_spares_those_with_few_small_weights() -> None:
+    text = f"""{HEAD} g (float[N, 32] x) => (float[N, 32] y) {{
+        a = MatMul(x, heavy)
+        y = MatMul(a, even)
+    }}"""
+    heavy = normal(1, 32, 32) ** 3
+    even = np.sign(normal(2, 32, 32)) * (1 + 0.1 * normal(3, 32, 32)) * 1e-3
+    model = opened(model_of(text, {"heavy": heavy, "even": even.astype("float32")}))
+    rows = asked(model, Sparsify(0.4, scope="global"), CONTEXT)
+    Sparsify(0.4, scope="global").apply(model, rows, CONTEXT)
+    found = zeros(model)
+    assert found["a"] == pytest.approx(0.7, abs=0.01)
+    assert found["y"] < 0.1
+    assert [row.details["sparsity"] for row in rows] == [found[r.targets[0]] for r in rows]
+
+
+def test_a_layer_of_one_magnitude_is_not_wiped_out_by_the_common_threshold() -> None:
+    text = f"""{HEAD} g (float[N, 32] x) => (float[N, 32] y) {{
+        a = MatMul(x, w)
+        y = MatMul(a, flat)
+    }}"""
+    flat = np.sign(normal(2, 32, 32)) + np.float32(1e-6) * normal(5, 32, 32)
+    model = opened(model_of(text, {"w": normal(1, 32, 32), "flat": flat}))
+    pruned(model, Sparsify(0.8, scope="global"), CONTEXT)
+    assert 0 < zeros(model)["y"] <= 0.9
+
+
+def test_an_embedding_loses_its_small_values() -> None:
+    text = f"{HEAD} g (int64[N] i) => (float[N, 16] y) {{ y = Gather(table, i) }}"
+    model = opened(model_of(text, {"table": normal(1, 200, 16)}))
+    pruned(model, Sparsify(), CONTEXT)
+    assert zeros(model) == {"y": 0.5}
+    outputs_of(model, {"i": np.arange(5)})
+
+
+def test_announced_bytes_are_saved_bytes() -> None:
+    sizes = []
+    for method in (None, Sparsify(0.7)):
+        model = opened(residual_cnn())
+        context = context_of(model, IMAGES)
+        rows = [] if method is None else asked(model, method, context)
+        Sparsify(0.7).apply(model, rows, context)
+        proto = to_proto(model)
+        tables = sum(p.bytes_after for p in pack(proto) if p.encoding == "tables")
+        sizes.append(proto.ByteSize() - tables)
+    announced = sum(row.bytes_saved for row in rows)
+    assert sizes[0] - sizes[1] == pytest.approx(announced, rel=0.02)
+
+
+def test_a_plan_may_go_through_json() -> None:
+    context = context_of(opened(mlp()), TOKENS)
+    first, second = opened(mlp()), opened(mlp())
+    rows = asked(first, Sparsify(), context)
+    Sparsify().apply(first, rows, context)
+    read = [replace(row, details=json.loads(json.dumps(row.details))) for row in rows]
+    Sparsify().apply(second, read, context)
+    assert digest(first) == digest(second)
+
+
+def test_proposing_only_reads() -> None:
+    model = opened(mlp())
+    before = digest(model)
+    assert list(Sparsify(scope="global").propose(model, context_of(model, TOKENS)))
+    assert digest(model) == before
+
+
+def test_a_layer_left_out_or_tuned_is_treated_so() -> None:
+    context = replace(CONTEXT, exclude=("m1",), overrides=(("g2", {"sparsify": 0.25}),))
+    rows = asked(opened(mlp()), Sparsify(), context)
+    assert {row.targets[0]: row.setting for row in rows} == {"g2": 0.25, "y": 0.5}
+
+
+@pytest.mark.parametrize("sparsity", [1.0, -0.1, float("nan")])
+def test_a_share_out_of_range_is_an_error(sparsity: float) -> None:
+    with pytest.raises(RecipeError, match=r"sparsify: sparsity must be in \[0, 1\), got"):
+        Sparsify(sparsity)
+
+
+def test_an_unknown_scope_is_an_error() -> None:
+    with pytest.raises(RecipeError, match="scope must be layer or global, got 'model'"):
+        Sparsify(scope="model")  # type: ignore[arg-type]
+
+
+def test_a_small_layer_is_refused() -> None:
+    text = f"{HEAD} g (float[N, 8] x) => (float[N, 31] y) {{ y = MatMul(x, w) }}"
+    assert reasons(model_of(text, {"w": normal(1, 8, 31)})) == {"y": "fewer than 256 weights"}
+
+
+def test_a_shared_weight_is_refused() -> None:
+    text = f"""{HEAD} g (float[N, 32] x) => (float[N, 32] y) {{
+        a = MatMul(x, w)
+        y = MatMul(a, w)
+    }}"""
+    found = reasons(model_of(text, {"w": normal(1, 32, 32)}))
+    assert found == dict.fromkeys(("a", "y"), "the weight is shared with another node")
+
+
+def test_a_weight_behind_a_scale_is_refused() -> None:
+    text = f"""{HEAD} g (float[N, 32] x) => (float[N, 32] y) {{
+        d = DequantizeLinear(w, s)
+        y = MatMul(x, d)
+    }}"""
+    constants = {"w": normal(1, 32, 32, scale=50).astype(np.int8), "s": np.float32(0.1)}
+    assert reasons(model_of(text, constants)) == {"y": "the weight is stored behind a scale"}
+
+
+def test_a_weight_that_is_not_finite_is_refused() -> None:
+    text = f"{HEAD} g (float[N, 32] x) => (float[N, 32] y) {{ y = MatMul(x, w) }}"
+    weight = normal(1, 32, 32)
+    weight[3, 4] = np.inf
+    assert reasons(model_of(text, {"w": weight})) == {
+        "y": "the weight holds values that are not finite"
+    }
+
+
+def test_nothing_to_do_and_nothing_to_gain_are_refused() -> None:
+    text = f"{HEAD} g (float[N, 64] x) => (float[N, 64] y) {{ y = MatMul(x, w) }}"
+    proto = model_of(text, {"w": np.sign(normal(1, 64, 64))})
+    assert reasons(proto, Sparsify(0.0)) == {"y": "no weight is to go"}
+    assert reasons(proto, Sparsify(0.3)) == {"y": "zeros would not make the packed weight smaller"}
