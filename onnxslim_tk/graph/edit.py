@@ -113,13 +113,16 @@ def take_over(model: Model, first: Node, last: Node, graph: Graph, path: str = "
     The tensor between must have ``last`` as its only reader; ``first`` answers to both names.
     """
     tensor = last.outputs[0]
-    _rename(model, path + first.outputs[0].name, path + tensor.name)
+    rename_key(model, path + first.outputs[0].name, path + tensor.name)
     remove_node(graph, last)
     first.outputs[0] = tensor
 
 
-def _rename(model: Model, old: str, new: str) -> None:
-    """Let the node of key ``old`` be known under ``new``, with all that lies in its bodies."""
+def rename_key(model: Model, old: str, new: str) -> None:
+    """After an output was renamed, let the node of key ``old`` be known under ``new``.
+
+    All that lies in its bodies moves with it.
+    """
     names = (*model.origins.pop(old, (old,)), *model.origins.get(new, ()))
     model.origins[new] = tuple(dict.fromkeys(names))
     if old in model.notes:
@@ -141,7 +144,7 @@ def bypass(model: Model, node: Node, graph: Graph, path: str = "") -> bool:
             return False
         index = next(k for k, t in enumerate(maker.outputs) if t is source)
         if index == 0:
-            _rename(model, path + source.name, path + target.name)
+            rename_key(model, path + source.name, path + target.name)
         remove_node(graph, node)
         maker.outputs[index] = target
         replace_uses(source, target)

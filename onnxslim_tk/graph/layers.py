@@ -14,6 +14,7 @@ from onnxslim_tk.graph.edit import (
     input_at,
     is_constant,
     producer,
+    rename_key,
     set_input,
     sole_reader,
     values_of,
@@ -217,8 +218,7 @@ class Layer:
             return True
         target, inner = self.output, variable(model, self.output)
         self.node.outputs[0] = inner
-        names = model.origins.pop(self.path + target.name, (self.id,))
-        model.origins[self.path + inner.name] = names
+        rename_key(model, self.path + target.name, self.path + inner.name)
         add_node(
             model, self.graph, "Add", [inner, constant(model, shift.astype(np.float32))], [target]
         )

@@ -13,6 +13,7 @@ from onnxslim_tk.graph.edit import (
     input_at,
     output_names,
     remove_node,
+    rename_key,
     set_input,
     sole_reader,
     take_over,
@@ -25,6 +26,8 @@ from onnxslim_tk.graph.regions import Grid, Regions
 
 Array = NDArray[Any]
 _MOST_BIAS: Final = 2.0**30
+# Products of scales below this would sink into what float32 cannot hold.
+_LEAST_SCALE: Final = 1e-30
 _FLOAT: Final = 1
 
 
@@ -66,7 +69,8 @@ def write_regions(
     for grid in regions.grids.values():
         _quantize_tensor(model, grid, affine[grid.tensor.name], members, constants)
     for layer, weight in integer:
-        _write_layer(model, layer, weight, affine[input_names[id(layer.node)]], ranks)
+        name = input_names[id(layer.node)]
+        _write_layer(model, layer, weight, affine[name], ranks.get(name))
 
 
 class _Constants:
@@ -106,8 +110,8 @@ def _quantize_tensor(
         maker = tensor.inputs[0]
         key = next(k for k, t in enumerate(maker.outputs) if t is tensor)
         maker.outputs[key] = source
-        if key == 0 and tensor.name in model.origins:
-            model.origins[source.name] = model.origins.pop(tensor.name)
+        if key == 0:
+            rename_key(model, tensor.name, source.name)
     parameters = constants.pair(affine)
     codes = add_node(model, graph, "QuantizeLinear", [source, *parameters])
     add_node(model, graph, "DequantizeLinear", [codes, *parameters], [target])
@@ -120,10 +124,10 @@ def _is_data(node: Any, index: int) -> bool:
 
 
 def _write_layer(
-    model: Model, layer: Layer, weight: WeightGrid, source: Affine, ranks: Mapping[str, int]
+    model: Model, layer: Layer, weight: WeightGrid, source: Affine, rank: int | None
 ) -> None:
-    if layer.kind == "MatMul":
-        _keep_from_gemm(model, layer, ranks)
+    if layer.kind == "MatMul" and rank is not None:
+        _keep_from_gemm(model, layer, rank)
     bias = input_at(layer.node, 2) if layer.node.op in ("Conv", "Gemm") else None
     scales = weight.scales.astype(np.float32)
     axis = 0 if layer.kind == "Conv" or layer.transposed else 1
@@ -131,8 +135,8 @@ def _write_layer(
     if bias is not None:
         floats = np.broadcast_to(values_of(bias).astype(np.float64).reshape(-1), scales.shape)
         # Tiny weights under a big bias: a coarser weight scale keeps the bias within 32 bits.
-        least = (np.abs(floats) / (_MOST_BIAS * float(source.scale))).astype(np.float32)
-        coarser = np.maximum(scales, least)
+        least = np.maximum(np.abs(floats) / _MOST_BIAS, _LEAST_SCALE) / float(source.scale)
+        coarser = np.maximum(scales, least.astype(np.float32))
         if np.any(coarser > scales):
             shape = [-1 if k == axis else 1 for k in range(values.ndim)]
             values = np.rint(values * (scales / coarser).reshape(shape))
@@ -150,40 +154,36 @@ def _write_layer(
     set_input(layer.node, 1, dense)
 
 
-def _keep_from_gemm(model: Model, layer: Layer, ranks: Mapping[str, int]) -> None:
+def _keep_from_gemm(model: Model, layer: Layer, rank: int) -> None:
     """Keep onnxruntime from turning MatMul and Add into a Gemm that runs in float.
 
     Behind a MatMul of rank 2 the two become an integer Gemm; elsewhere a bias of full rank is
     not fused.
     """
     outputs = output_names(model)
-    bias = layer.bias(outputs)
-    if bias is None:
+    bias, add = layer.bias(outputs), sole_reader(layer.output, outputs)
+    if bias is None or add is None:
         return
-    add = sole_reader(layer.output, outputs)
-    rank = ranks.get(layer.input.name)
-    if rank == 2:
+    values = values_of(bias)
+    if rank == 2 and values.ndim <= 2:
         node = layer.node
         node.op = "Gemm"
-        node.inputs.append(constant(model, values_of(bias).reshape(-1)))
+        node.inputs.append(constant(model, values.reshape(-1)))
         take_over(model, node, add, layer.graph, layer.path)
-    elif rank is not None and add is not None:
-        wide = values_of(bias).reshape([1] * (rank - 1) + [-1])
-        replacement = constant(model, wide)
-        add.inputs[next(k for k, t in enumerate(add.inputs) if t is bias)] = replacement
+    elif values.ndim < rank:
+        wide = constant(model, values.reshape([1] * (rank - 1) + [-1]))
+        add.inputs[next(k for k, t in enumerate(add.inputs) if t is bias)] = wide
 
 
 def gather_rows(model: Model, layer: Layer, grid: WeightGrid) -> None:
     """Embedding rows gathered as int8, then scaled: only rows that are read become float."""
     node, graph, indices = layer.node, layer.graph, layer.input
     output = node.outputs[0]
-    key = layer.path + output.name
-    names = model.origins.pop(key, layer.names)
     remove_node(graph, node)
     rows = add_node(
         model, graph, "Gather", [constant(model, grid.values), indices], attrs={"axis": 0}
     )
-    model.origins[layer.path + rows.name] = names
+    rename_key(model, layer.path + output.name, layer.path + rows.name)
     scale = constant(model, grid.scales.astype(np.float32)[:, None])
     scales = add_node(model, graph, "Gather", [scale, indices], attrs={"axis": 0})
     wide = add_node(model, graph, "Cast", [rows], attrs={"to": _FLOAT})

@@ -1,6 +1,6 @@
 """Regions: runs of nodes that work in integers, and the grids that their tensors lie on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -8,6 +8,7 @@ from onnxslim_tk.graph.edit import input_at, is_constant, producer, sole_reader,
 from onnxslim_tk.graph.model import Graph, Node, Tensor
 from onnxslim_tk.graph.order import ordered
 
+_STANDARD: Final = (None, "", "ai.onnx")
 # Data movement: the output lies on the grid of the input.
 MOVES: Final = frozenset(
     {
@@ -79,16 +80,19 @@ class Regions:
         return (*self.layers, *self.others)
 
 
-def find_regions(graph: Graph, layer_nodes: Sequence[Node], outputs: set[str]) -> Regions:
+def find_regions(
+    graph: Graph, layer_nodes: Sequence[Node], outputs: set[str], ranged: Container[str]
+) -> Regions:
     """The regions that grow from ``layer_nodes``, which are to run in integers.
 
-    ``outputs`` names the tensors that must keep their name. An operator joins where all its
-    activations come from integers and some integer operator reads its result.
+    ``outputs`` names the tensors that must keep their name, ``ranged`` those whose range is
+    known. An operator joins where all its activations come from integers and some integer
+    operator reads its result.
     """
-    nodes = ordered(graph)
+    nodes = [node for node in ordered(graph) if node.domain in _STANDARD]
     chosen = {id(node) for node in layer_nodes}
     absorbed = _absorbed(nodes, chosen, outputs)
-    joined = _forward(nodes, chosen, absorbed)
+    joined = _forward(nodes, chosen, absorbed, ranged)
     joined = _backward(nodes, chosen, joined, absorbed)
     others = tuple(node for node in nodes if id(node) in joined)
     kept = {k: v for k, v in absorbed.items() if k in chosen or k in joined}
@@ -103,7 +107,8 @@ def _absorbed(nodes: Sequence[Node], chosen: set[int], outputs: set[str]) -> dic
     for node in nodes:
         if (id(node) in chosen and node.op in ALWAYS_INTEGER_OUT) or node.op == "Add":
             reader = sole_reader(node.outputs[0], outputs)
-            if reader is not None and _clip_range(reader) is not None:
+            plain = reader is not None and reader.domain in _STANDARD
+            if reader is not None and plain and _clip_range(reader) is not None:
                 found[id(node)] = reader
     return found
 
@@ -131,12 +136,14 @@ def _result(node: Node, absorbed: Mapping[int, Node]) -> Tensor:
 
 def _activations(node: Node) -> list[Tensor]:
     """Inputs that an integer operator reads as data; weight and bias of a layer are none."""
-    if node.op in MOVES or node.op in ("Conv", "Gemm", "MatMul"):
+    if node.op in MOVES | BRIDGES or node.op in ("Conv", "Gemm", "MatMul"):
         return [node.inputs[0]]
     return [t for t in node.inputs if not t.is_empty()]
 
 
-def _forward(nodes: Sequence[Node], chosen: set[int], absorbed: Mapping[int, Node]) -> set[int]:
+def _forward(
+    nodes: Sequence[Node], chosen: set[int], absorbed: Mapping[int, Node], ranged: Container[str]
+) -> set[int]:
     """Operators whose activations all come from integers, directly or over a bridge."""
     integer: set[int] = set()
     near: set[int] = set()
@@ -147,6 +154,8 @@ def _forward(nodes: Sequence[Node], chosen: set[int], absorbed: Mapping[int, Nod
                 integer.add(id(_result(node, absorbed)))
             continue
         activations = _activations(node)
+        if not all(t.name in ranged for t in (*activations, *node.outputs[:1])):
+            continue
         if node.op in MOVES and _moves(node) and id(activations[0]) in integer | near:
             (integer if id(activations[0]) in integer else near).add(id(node.outputs[0]))
             joined.add(id(node))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model, to_proto
+from onnxslim_tk.graph.order import captured_names
 from onnxslim_tk.kernels.ranges import Histogram
 from onnxslim_tk.measure.runtime import Feed, Session
 
@@ -58,8 +59,6 @@ def with_outputs(model: Model, names: Iterable[str]) -> bytes:
 
 def _prune(graph: onnx.GraphProto) -> None:
     """Drop nodes behind the outputs, so that a prefix costs no more than a prefix."""
-    from onnxslim_tk.graph.order import captured_names
-
     needed = {output.name for output in graph.output}
     kept: list[onnx.NodeProto] = []
     for node in reversed(graph.node):
@@ -103,10 +102,16 @@ def fetch(model: Model, names: Sequence[str], feeds: Iterable[Feed]) -> Iterator
 
 
 def observed_shapes(model: Model, feed: Feed) -> dict[str, tuple[int, ...]]:
-    """Shapes of the inputs and of all inner tensors in one run."""
-    names = inner_tensors(model)
+    """Shapes of the inputs and of all inner tensors in one run; sequences and the like have none.
+
+    Raises SessionError where the model doesn't run.
+    """
     shapes = {name: tuple(np.asarray(value).shape) for name, value in feed.items()}
-    for values in fetch(model, names, [feed]):
+    names = inner_tensors(model)
+    if names:
+        session = Session(with_outputs(model, names))
+        needed = {info.name for info in session.inputs}
+        values = session.run({k: v for k, v in feed.items() if k in needed})
         shapes |= {name: tuple(value.shape) for name, value in values.items()}
     return shapes
 
@@ -262,7 +267,7 @@ def _patches(layer: Layer, values: Array, most: int, rng: np.random.Generator) -
     padded = np.pad(values, edges)
     spans = [(kernel[i] - 1) * dilations[i] + 1 for i in range(dims)]
     places = [(padded.shape[2 + i] - spans[i]) // strides[i] + 1 for i in range(dims)]
-    batch, channels = values.shape[:2]
+    batch = len(values)
     picked = _pick(batch * prod(places), most, rng)
     positions = np.unravel_index(picked, (batch, *places))
     offsets = np.meshgrid(
@@ -272,5 +277,4 @@ def _patches(layer: Layer, values: Array, most: int, rng: np.random.Generator) -
     # Advanced indices around the channel slice put it last: (rows, kernel, channels).
     taken = padded[(positions[0][:, None], slice(None), *index)]
     rows = taken.transpose(0, 2, 1).reshape(len(picked), layer.groups, -1)
-    del channels
     return np.ascontiguousarray(rows.transpose(1, 0, 2))

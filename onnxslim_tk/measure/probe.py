@@ -1,12 +1,16 @@
 """Probing: what one rewrite alone does to the model's outputs."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxslim_tk.errors import SessionError
 from onnxslim_tk.graph.model import Model, to_proto
 from onnxslim_tk.measure.runtime import Feed, Session
+
+_SILENT: Final = 1e-30
 
 
 class Probe:
@@ -20,10 +24,17 @@ class Probe:
         self._names = names
         self._reference = [session.run(feed, names) for feed in feeds]
 
+    @property
+    def measures(self) -> bool:
+        """Whether the model has float outputs, the only ones whose error is a number."""
+        return bool(self._names)
+
     def error(self, rewrite: Callable[[Model], None]) -> float:
         """Relative squared error of the float outputs after ``rewrite``, the mean over outputs.
 
-        Infinite where the rewritten model does not run or gives what is not finite.
+        An output that is nothing but zeros counts with its plain squared error, a sample whose
+        output has another shape as zeros. Infinite where the rewritten model does not run or
+        gives what is not finite where the model gives what is.
         """
         twin = self._model.copy()
         rewrite(twin)
@@ -34,11 +45,22 @@ class Probe:
             return float("inf")
         errors = []
         for name in self._names:
-            pairs = [(a[name], b[name]) for a, b in zip(self._reference, values, strict=True)]
-            if any(a.shape != b.shape for a, b in pairs):
-                return float("inf")
-            noise = sum(float(np.square(a.astype(np.float64) - b).sum()) for a, b in pairs)
-            energy = sum(float(np.square(a.astype(np.float64)).sum()) for a, _ in pairs)
-            errors.append(noise / max(energy, 1e-30))
-        worst = float(np.mean(errors)) if errors else 0.0
-        return worst if np.isfinite(worst) else float("inf")
+            noise = energy = 0.0
+            for before, after in zip(self._reference, values, strict=True):
+                more_noise, more_energy = _squares(before[name], after[name])
+                noise += more_noise
+                energy += more_energy
+            errors.append(noise / energy if energy > _SILENT else noise)
+        return float(np.mean(errors)) if errors else 0.0
+
+
+def _squares(reference: NDArray[Any], value: NDArray[Any]) -> tuple[float, float]:
+    """Squared error and energy, where the reference is finite."""
+    usable = np.isfinite(reference)
+    wide = np.where(usable, reference, 0).astype(np.float64)
+    energy = float(np.square(wide).sum())
+    if reference.shape != value.shape:
+        return energy, energy
+    with np.errstate(invalid="ignore"):
+        noise = float(np.square(wide - np.where(usable, value, 0)).sum())
+    return (noise if np.isfinite(noise) else float("inf")), energy

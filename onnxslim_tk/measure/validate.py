@@ -143,21 +143,23 @@ def layer_errors(original: Model, result: Model, feeds: tuple[Feed, ...]) -> tup
     ]
     if not pairs or not feeds:
         return ()
-    energy = dict.fromkeys((name for _, name, _ in pairs), 0.0)
-    error = dict(energy)
+    energy: dict[str, float] = {}
+    error: dict[str, float] = {}
     references = fetch(original, [name for _, name, _ in pairs], feeds)
     values = fetch(result, [settled for _, _, settled in pairs], feeds)
     for reference, value in zip(references, values, strict=True):
         for _, name, settled in pairs:
             wide = reference[name].astype(np.float64)
             if wide.shape == value[settled].shape:
-                energy[name] += float(np.square(wide).sum())
-                error[name] += float(np.square(wide - value[settled]).sum())
+                noise = wide - value[settled]
+                energy[name] = energy.get(name, 0.0) + float(np.square(wide).sum())
+                error[name] = error.get(name, 0.0) + float(np.square(noise).sum())
     return tuple(
         LayerError(
             _id(before, name, original), layer.kind, float(decibels(energy[name], error[name]))
         )
         for layer, name, _ in pairs
+        if name in energy
     )
 
 

@@ -1,14 +1,14 @@
 """Static int8 quantization: uint8 activations and int8 weights between Q and DQ nodes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxslim_tk.errors import RecipeError
-from onnxslim_tk.graph.edit import output_names
+from onnxslim_tk.errors import ModelError, RecipeError
+from onnxslim_tk.graph.edit import input_at, output_names, values_of
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.graph.opset import raise_opset
@@ -26,8 +26,11 @@ from onnxslim_tk.measure.observe import Statistics
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
 from onnxslim_tk.recover.bias import shift_means
+from onnxslim_tk.recover.measured_bias import FloatMeans
 
 Array = NDArray[Any]
+_ALREADY = "quantized already"
+_OPSET = 13
 _SMALLEST = 64
 # Bytes of the nodes and small constants that a quantized layer brings along.
 _INTEGER_OVERHEAD = 330
@@ -42,6 +45,8 @@ class Quantize:
     by least squared error, by extremes, or (auto) by error for convolutions and by extremes for
     matrix products, whose inputs have outliers that matter; ``weight_bits`` 7 is for CPUs without
     VNNI, where sums of 8-bit products can saturate (Jacob et al., 2018; Krishnamoorthi, 2018).
+    ``bias_correction`` keeps the mean outputs of layers: as expected from the means of their
+    inputs, and then as measured in the quantized model, where that brings its outputs closer.
     """
 
     name: ClassVar[str] = "quantize"
@@ -51,7 +56,7 @@ class Quantize:
     activations: bool = True
     ranges: Literal["auto", "mse", "minmax"] = "auto"
     weight_bits: int = 8
-    bias_correction: bool = True
+    bias_correction: Literal["off", "expected", "measured"] = "measured"
 
     def __post_init__(self) -> None:
         if self.weight_bits not in (7, 8):
@@ -61,49 +66,75 @@ class Quantize:
 
     def propose(self, model: Model, context: Context) -> Iterator[Proposal | Refusal]:
         """One row a layer: ``integer``, then ``float`` (int8 weights, float arithmetic)."""
+        too_old = _too_old(model)
         for layer in layers(model):
             tuned = context.tuned(self, layer.names)
             if tuned is None:
                 continue
-            reason = _refusal(layer)
-            if reason:
-                yield Refusal(layer.id, self.name, reason)
-                continue
-            yield from _rows(tuned, layer, context)
+            reason = _refusal(layer) or too_old
+            rows = [] if reason else list(_rows(tuned, layer, context))
+            if rows:
+                yield from rows
+            else:
+                already = "int8 would not make it smaller" if layer.is_dense else _ALREADY
+                yield Refusal(layer.id, self.name, reason or already)
 
     def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
         """Write the chosen layers; integer ones and what lies between them as regions."""
         if not chosen:
             return
-        raise_opset(model, 13)
+        raise_opset(model, _OPSET)
         rows = {row.targets[0]: row for row in chosen}
+        means = self._float_means(model, rows, context)
         integer: list[tuple[Layer, WeightGrid]] = []
         outputs = output_names(model)
         for layer in list(layers(model)):
             row = rows.get(layer.id)
             if row is None:
                 continue
+            if row.setting == "integer" and not _can_run_in_integers(layer, context):
+                raise RecipeError(
+                    f"quantize: {layer.id!r} cannot run in integers without samples that show the "
+                    "ranges of what it reads and gives"
+                )
             tuned = context.tuned(self, layer.names) or self
             grid, before = _weight_grid(layer, tuned.weight_bits), layer.matrix()
             if row.setting == "rows":
                 gather_rows(model, layer, grid)
                 continue
-            if tuned.bias_correction and context.statistics is not None and layer.is_dense:
+            corrects = tuned.bias_correction != "off" and layer.is_dense
+            if corrects and context.statistics is not None:
                 after = layer.to_matrix(grid.dense(layer)).astype(np.float64)
                 shift_means(model, layer, before, after, context.statistics, outputs)
-            if row.setting == "float":
-                if layer.is_dense:
-                    layer.set_scaled(model, grid.values, grid.scales)
-            else:
+            if row.setting == "integer":
                 integer.append((layer, grid))
+            elif layer.is_dense:
+                layer.set_scaled(model, grid.values, grid.scales)
         if integer and context.statistics is not None:
             self._write_integer(model, integer, context.statistics)
+        if means is not None:
+            means.correct(model, [layer.node for layer, _ in integer], context.feeds)
+
+    def _float_means(
+        self, model: Model, rows: Mapping[str, Proposal], context: Context
+    ) -> FloatMeans | None:
+        """What convolutions to be quantized put out on average, if biases are to be measured."""
+        if self.bias_correction != "measured" or not context.feeds:
+            return None
+        nodes = [
+            layer.node
+            for layer in layers(model)
+            if layer.kind == "Conv" and layer.id in rows and rows[layer.id].setting == "integer"
+        ]
+        return FloatMeans(model, nodes, context.feeds) if nodes else None
 
     def _write_integer(
         self, model: Model, integer: list[tuple[Layer, WeightGrid]], statistics: Statistics
     ) -> None:
         outputs = output_names(model)
-        regions = find_regions(model.graph, [layer.node for layer, _ in integer], outputs)
+        regions = find_regions(
+            model.graph, [layer.node for layer, _ in integer], outputs, statistics.ranges
+        )
         affine: dict[str, Affine] = {}
         for name, grid in regions.grids.items():
             if grid.like not in affine:
@@ -129,15 +160,26 @@ def _range(histogram: Histogram, grid: Grid, method: str) -> tuple[float, float]
     return low, high if grid.ceiling is None else min(high, grid.ceiling)
 
 
+def _too_old(model: Model) -> str:
+    """Why the model can't be raised to the operator set that has scales per channel, if so."""
+    if model.graph.opset >= _OPSET:
+        return ""
+    try:
+        raise_opset(model.copy(), _OPSET)
+    except ModelError as error:
+        return str(error)
+    return ""
+
+
 def _refusal(layer: Layer) -> str:
     if layer.size < _SMALLEST:
         return f"fewer than {_SMALLEST} weights"
     if not layer.is_dense and layer.node.op != "Gather" and not _is_decode(layer):
-        return "quantized already"
+        return _ALREADY
     if not layer.is_dense and layer.stored.dtype != np.int8:
-        return "quantized already"
+        return _ALREADY
     if layer.zero_point is not None and np.any(layer.zero_point):
-        return "quantized already, with a zero point"
+        return f"{_ALREADY}, with a zero point"
     if not np.isfinite(layer.weight).all():
         return "the weight holds values that are not finite"
     if layer.is_shared:
@@ -179,8 +221,16 @@ def _rows(tuned: Quantize, layer: Layer, context: Context) -> Iterator[Proposal]
 
 
 def _can_run_in_integers(layer: Layer, context: Context) -> bool:
-    known = context.statistics is not None and layer.input.name in context.statistics.ranges
-    return known and layer.kind in ("Conv", "Gemm", "MatMul") and not layer.path
+    if context.statistics is None or layer.path or layer.kind not in ("Conv", "Gemm", "MatMul"):
+        return False
+    # What was not finite in a run has no range; a convolution's output needs one as well.
+    names = [layer.input.name, *([layer.output.name] if layer.kind == "Conv" else [])]
+    if not all(name in context.statistics.ranges for name in names):
+        return False
+    if layer.kind == "MatMul" or input_at(layer.node, 2) is None:
+        return True
+    bias = layer.bias(set())
+    return bias is not None and bool(np.isfinite(values_of(bias)).all())
 
 
 def _input_noise(layer: Layer, statistics: Statistics | None) -> float:

@@ -69,7 +69,7 @@ class Share:
                 continue
             tuned = context.tuned(self, layer.names) or self
             book = _book(rows[layer.id].details)
-            fit = CodebookFit(layer, moments_of(layer, context.statistics))
+            fit = _fit(layer, context)
             values, scales = fit.round(book, tuned.feedback)
             after = fit.rebuilt(values, scales)
             if book.unit is None:
@@ -95,6 +95,11 @@ def _refusal(layer: Layer, tuned: Share) -> str:
     return ""
 
 
+def _fit(layer: Layer, context: Context) -> CodebookFit:
+    moments = moments_of(layer, context.statistics)
+    return CodebookFit(layer, None if moments is None else moments.second)
+
+
 def _levels(tuned: Share) -> list[tuple[int, int]]:
     """Clusters and dimensions: as asked for, then what takes more bits a weight."""
     levels: list[tuple[int, int]] = [(tuned.clusters, tuned.dimensions)]
@@ -112,11 +117,11 @@ def _rows(
 ) -> Iterator[Proposal | Refusal]:
     plain = packed_bytes(layer.weight)
     extra = shift_bytes(layer, context.statistics, outputs)
-    fit = CodebookFit(layer, moments_of(layer, context.statistics))
+    fit = _fit(layer, context)
     proposed = False
     for clusters, dimensions in _levels(tuned):
         book = fit.fit(clusters, dimensions, tuned.scaled, context.seed)
-        values, scales = fit.round(book, feedback=False)
+        values, scales, error = fit.foretell(book, tuned.feedback)
         if tuned.scaled:
             taken = packed_bytes(values.astype(np.int8)) + packed_bytes(scales) + _DECODE_BYTES
         else:
@@ -131,7 +136,7 @@ def _rows(
             clusters if dimensions == 1 else f"{clusters}x{dimensions}",
             _details(book),
             bytes_saved=saved,
-            error=fit.expected_error(values, scales, tuned.feedback and dimensions == 1),
+            error=error,
         )
     if not proposed:
         yield Refusal(layer.id, tuned.name, "a codebook would not make the packed weight smaller")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from onnxslim_tk.errors import RecipeError, SessionError
+from onnxslim_tk.graph.edit import drop_unused
 from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.observe import Statistics, observe, observed_shapes
@@ -55,6 +56,8 @@ def carry_out(model: Model, setting: Setting, choose: Chooser) -> tuple[StagePla
             chosen = [row for row in rows if row.method == method.name]
             if chosen:
                 method.apply(model, chosen, context)
+                # A rewrite may leave what fed the old weight behind.
+                drop_unused(model)
         done.append(StagePlan(stage.name, tuple(rows), tuple(refusals)))
     return tuple(done)
 
@@ -76,6 +79,7 @@ def _context(model: Model, stage: Stage, setting: Setting) -> Context:
     return Context(
         target=setting.target,
         statistics=statistics,
+        feeds=() if setting.samples is None else setting.samples.feeds,
         shapes=shapes,
         overrides=setting.recipe.layers,
         exclude=setting.recipe.exclude,

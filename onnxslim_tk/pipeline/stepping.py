@@ -1,6 +1,7 @@
 """Stepping back: milder choices, worst rows first, until the budget holds."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from onnxslim_tk.graph.model import Model
@@ -63,7 +64,11 @@ class Stepping:
         missing = [row for row in rows if (row.method, row.targets) not in self._errors]
         if not missing:
             return
+        # What a row does alone needs no tuning of its surroundings.
+        context = replace(context, feeds=())
         probe = Probe(model, self._feeds)
+        if not probe.measures:
+            return
         methods: dict[str, Pass] = {method.name: method for method in stage.passes}
         for k, row in enumerate(missing):
             self._progress(f"{stage.name}: measure each row", k, len(missing))

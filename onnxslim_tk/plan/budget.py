@@ -51,6 +51,8 @@ class Budget:
     def __post_init__(self) -> None:
         if self.max_drop is not None and not (isfinite(self.max_drop) and self.max_drop >= 0):
             raise RecipeError(f"budget: max drop must be 0 or more, got {self.max_drop}")
+        if self.min_sqnr_db is not None and not isfinite(self.min_sqnr_db):
+            raise RecipeError(f"budget: min sqnr db must be finite, got {self.min_sqnr_db}")
         for name in ("min_agreement", "min_cosine"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -97,7 +99,7 @@ def verdict(
         limits = budget.limits(output.kind)
         if limits.sqnr_db is not None:
             checks.append(_least(output.name, "SQNR dB", output.sqnr_db, limits.sqnr_db))
-        if limits.cosine is not None and output.kind == "embedding":
+        if limits.cosine is not None:
             checks.append(_least(output.name, "cosine", output.cosine, limits.cosine))
         decides = output.kind in ("classes", "sequence") and output.top1_agreement is not None
         if limits.agreement is not None and decides and (asked or not told_by_metric):

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ from onnxslim_tk.plan.proposal import Proposal, Refusal
 from onnxslim_tk.plan.recipe import Methods, Recipe, recipe_data, recipe_from_data
 
 _FORMAT: Final = 1
+_MOST_ERROR: Final = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,10 @@ def plan_data(plan: Plan) -> dict[str, Any]:
         "stages": [
             {
                 "stage": stage.stage,
-                "rows": [asdict(row) for row in stage.rows],
+                # JSON knows no infinity.
+                "rows": [
+                    asdict(row) | {"error": min(row.error, _MOST_ERROR)} for row in stage.rows
+                ],
                 "refusals": [asdict(refusal) for refusal in stage.refusals],
             }
             for stage in plan.stages
@@ -76,8 +81,10 @@ def read_plan(path: Path, methods: Methods) -> Plan:
     if [stage.stage for stage in found] != known:
         raise RecipeError(f"{who}: stages must be those of its recipe: {', '.join(known)}")
     seed, sha = data.get("seed"), data.get("source_sha256")
-    if not isinstance(seed, int) or not isinstance(sha, str):
-        raise RecipeError(f"{who}: 'seed' must be a number and 'source_sha256' text")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise RecipeError(f"{who}: 'seed' must be a whole number from 0 up, got {seed!r}")
+    if not isinstance(sha, str):
+        raise RecipeError(f"{who}: 'source_sha256' must be text, got {sha!r}")
     return Plan(sha, recipe, seed, tuple(found))
 
 
@@ -87,7 +94,13 @@ def _stage(data: Any, who: str, known: Sequence[str], methods: Methods) -> Stage
     rows = data.get("rows")
     if not isinstance(rows, list):
         raise RecipeError(f"{who}: the rows of stage {data['stage']!r} must be a list")
-    return StagePlan(data["stage"], tuple(_row(row, who, methods) for row in rows))
+    found = [_row(row, who, methods) for row in rows]
+    seen: set[tuple[str, tuple[str, ...]]] = set()
+    for row in found:
+        if (row.method, row.targets) in seen:
+            raise RecipeError(f"{who}: two rows of {row.method} for {row.targets[0]!r}")
+        seen.add((row.method, row.targets))
+    return StagePlan(data["stage"], tuple(found))
 
 
 def _row(data: Any, who: str, methods: Methods) -> Proposal:
@@ -97,7 +110,7 @@ def _row(data: Any, who: str, methods: Methods) -> Proposal:
     texts = isinstance(targets, list) and all(isinstance(target, str) for target in targets)
     if not texts or not targets:
         raise RecipeError(f"{who}: a row's 'targets' must be a list of layer ids, got {targets!r}")
-    if method not in methods:
+    if not isinstance(method, str) or method not in methods:
         raise RecipeError(f"{who}: no method {method!r}; known: {', '.join(sorted(methods))}")
     if not isinstance(setting, (int, float, str)):
         raise RecipeError(f"{who}: the setting of {method} on {targets[0]!r} is {setting!r}")
@@ -106,7 +119,7 @@ def _row(data: Any, who: str, methods: Methods) -> Proposal:
         raise RecipeError(f"{who}: the details of {method} on {targets[0]!r} must be a mapping")
     return Proposal(
         targets=tuple(targets),
-        method=str(method),
+        method=method,
         setting=setting,
         details=dict(details),
         bytes_saved=int(_number(data, "bytes_saved", who)),
@@ -119,6 +132,6 @@ def _row(data: Any, who: str, methods: Methods) -> Proposal:
 
 def _number(data: Mapping[str, Any], key: str, who: str) -> float:
     value = data.get(key, 0)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise RecipeError(f"{who}: {key} must be a number, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        raise RecipeError(f"{who}: {key} must be a finite number, got {value!r}")
     return value

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from onnxslim_tk.plan.proposal import Proposal
@@ -35,8 +36,12 @@ def within(proposals: Sequence[Proposal], tolerance: float) -> list[Proposal]:
 
 
 def _solve(groups: list[list[Proposal]], tolerance: float | None) -> list[Proposal]:
-    # Without a tolerance only the first setting of each group counts.
-    rows = [p for group in groups for p in (group if tolerance is not None else group[:1])]
+    # Without a tolerance only the first setting of each group counts; what alone is beyond the
+    # tolerance would only spoil the solver's numbers.
+    if tolerance is None:
+        rows = [group[0] for group in groups]
+    else:
+        rows = [p for group in groups for p in group if p.error <= tolerance]
     if not rows:
         return []
     conflicts = _conflicts(rows, groups)
@@ -49,9 +54,9 @@ def _solve(groups: list[list[Proposal]], tolerance: float | None) -> list[Propos
         for k, members in enumerate(conflicts):
             matrix[k, members] = 1
         constraints.append(LinearConstraint(matrix, -np.inf, 1))
-    if tolerance is not None:
+    if tolerance:
         errors = np.array([[p.error for p in rows]])
-        constraints.append(LinearConstraint(errors / max(tolerance, 1e-12), -np.inf, 1))
+        constraints.append(LinearConstraint(errors / tolerance, -np.inf, 1))
     solution = milp(
         -gain,
         constraints=constraints,
@@ -60,8 +65,25 @@ def _solve(groups: list[list[Proposal]], tolerance: float | None) -> list[Propos
         options={"mip_rel_gap": _GAP, "node_limit": _NODES},
     )
     if solution.x is None:
-        return [p for p in rows if p.error == 0]
+        return _greedy(rows, conflicts, gain, tolerance)
     return [p for p, taken in zip(rows, solution.x, strict=True) if taken > 0.5]
+
+
+def _greedy(
+    rows: Sequence[Proposal],
+    conflicts: Sequence[Sequence[int]],
+    gain: NDArray[np.float64],
+    tolerance: float | None,
+) -> list[Proposal]:
+    """What fits, the greatest savings first: for the case that the solver finds nothing."""
+    taken: set[int] = set()
+    left = np.inf if tolerance is None else tolerance
+    for k in np.argsort(-gain, kind="stable").tolist():
+        clash = any(k in members and not taken.isdisjoint(members) for members in conflicts)
+        if not clash and rows[k].error <= left:
+            taken.add(k)
+            left -= rows[k].error
+    return [p for k, p in enumerate(rows) if k in taken]
 
 
 def _gain(proposal: Proposal, rows: Sequence[Proposal]) -> float:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.observe import Statistics
+from onnxslim_tk.measure.runtime import Feed
 from onnxslim_tk.plan.targets import Target
 
 Observable = Literal["mean", "covariance", "range"]
@@ -75,11 +76,13 @@ class Context:
     """What a pass may know beside the model.
 
     ``overrides`` are a recipe's per-layer settings, pattern and values by method, in order;
-    ``statistics`` is None without samples; ``shapes`` are those seen in a run, by tensor name.
+    ``statistics`` is None without samples; ``feeds`` are those for calibration; ``shapes`` are
+    those seen in a run, by tensor name.
     """
 
     target: Target
     statistics: Statistics | None = None
+    feeds: Sequence[Feed] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     overrides: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     exclude: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.plan.budget import Budget
-from onnxslim_tk.plan.proposal import Pass, with_settings
+from onnxslim_tk.plan.proposal import Pass
 
 Methods = Mapping[str, type[Any]]
 
@@ -113,27 +113,38 @@ def parse_recipe(text: str, origin: str, methods: Methods) -> Recipe:
     if not isinstance(stages, dict) or not stages:
         raise RecipeError(f"recipe {origin}: 'stages' must map stage names to lists of passes")
     return Recipe(
-        name=str(data.get("name", origin)),
-        stages=tuple(_stage(str(k), v, origin, methods) for k, v in stages.items()),
+        name=str(data.get("name") or origin),
+        stages=_stages(stages, origin, methods),
         layers=_layers(data.get("layers") or {}, origin, methods),
         exclude=_patterns(data.get("exclude") or [], origin),
         budget=_built(Budget, data.get("budget") or {}, f"recipe {origin}: budget"),
     )
 
 
+def _stages(data: dict[Any, Any], origin: str, methods: Methods) -> tuple[Stage, ...]:
+    """The stages that hold a pass; one whose passes are all switched off is none."""
+    stages = [_stage(str(name), entries, origin, methods) for name, entries in data.items()]
+    held = tuple(stage for stage in stages if stage.passes)
+    if not held:
+        raise RecipeError(f"recipe {origin}: every pass is switched off")
+    return held
+
+
 def _stage(name: str, entries: Any, origin: str, methods: Methods) -> Stage:
     if not isinstance(entries, list) or not entries:
         raise RecipeError(f"recipe {origin}: stage {name!r} must be a list of passes")
-    passes = []
+    passes: list[Any] = []
     for entry in entries:
         settings: Any = True
         if isinstance(entry, dict) and len(entry) == 1:
             entry, settings = next(iter(entry.items()))
-        if entry not in methods:
+        if not isinstance(entry, str) or entry not in methods:
             raise RecipeError(
                 f"recipe {origin}: no pass {entry!r} in stage {name!r}; known: {_list(methods)}"
             )
         method = _build_pass(methods[entry], settings, f"recipe {origin}: {entry}")
+        if any(type(method) is type(other) for other in passes):
+            raise RecipeError(f"recipe {origin}: {entry} stands twice in stage {name!r}")
         if method is not None:
             passes.append(method)
     return Stage(name, tuple(passes))
@@ -177,18 +188,24 @@ def _layers(data: Any, origin: str, methods: Methods) -> tuple[tuple[str, dict[s
         raise RecipeError(f"recipe {origin}: 'layers' must map name patterns to settings")
     rows = []
     for pattern, settings in data.items():
+        who = f"recipe {origin}: layers: {pattern!r}"
         if not isinstance(settings, dict):
-            raise RecipeError(f"recipe {origin}: layers: {pattern!r} must map passes to settings")
+            raise RecipeError(f"{who} must map passes to settings")
         for method, value in settings.items():
             if method not in methods:
-                raise RecipeError(
-                    f"recipe {origin}: layers: {pattern!r}: no pass {method!r}; "
-                    f"known: {_list(methods)}"
-                )
-            # Checked here, so that a wrong value is found before any work is done.
-            with_settings(methods[method](), value)
-        rows.append((str(pattern), dict(settings)))
+                raise RecipeError(f"{who}: no pass {method!r}; known: {_list(methods)}")
+            settings = settings | {method: _checked(methods[method], value, f"{who}: {method}")}
+        rows.append((str(pattern), settings))
     return tuple(rows)
+
+
+def _checked(kind: type[Any], value: Any, who: str) -> Any:
+    """The settings of a pass for some layers, so that a wrong one is found before any work."""
+    if isinstance(value, bool) or value is None:
+        return value is not False
+    values = value if isinstance(value, dict) else {kind.main: value}
+    built = _built(kind, values, who)
+    return {name: getattr(built, name) for name in values}
 
 
 def _patterns(data: Any, origin: str) -> tuple[str, ...]:

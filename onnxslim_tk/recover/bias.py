@@ -5,18 +5,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxslim_tk.graph.edit import input_at
 from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.observe import Moments, Statistics
 
 Array = NDArray[Any]
-Floats = NDArray[np.float64]
 # A new bias tensor beside its values; behind a MatMul also the Add that brings it.
 _TENSOR_BYTES = 14
 _ADD_BYTES = 22
-# All but a trace of the mean, so that a constant input keeps a positive variance.
-_MEAN_SHARE = 0.999
 
 
 def moments_of(layer: Layer, statistics: Statistics | None) -> Moments | None:
@@ -24,21 +20,6 @@ def moments_of(layer: Layer, statistics: Statistics | None) -> Moments | None:
     if statistics is None or layer.path or layer.kind == "Gather":
         return None
     return statistics.moments.get(layer.id)
-
-
-def unexplained(layer: Layer, moments: Moments) -> Floats | None:
-    """The covariance, ``(groups, inputs, inputs)``, of what a shift of means leaves to repair.
-
-    That is the centred one, but the uncentred one where the layer has no place for a shift or, as
-    a transposed convolution, meets its means only on average. None where it was not observed.
-    """
-    if moments.second is None:
-        return None
-    fixed_bias = input_at(layer.node, 2) is not None and layer.bias(set()) is None
-    if layer.kind == "ConvTranspose" or (layer.kind != "MatMul" and fixed_bias):
-        return moments.second
-    outer = np.einsum("gi,gj->gij", moments.mean, moments.mean)
-    return np.asarray(moments.second - _MEAN_SHARE * outer, np.float64)
 
 
 def shift_means(

@@ -24,8 +24,6 @@ from onnxslim_tk.kernels.grouped import (
 )
 from onnxslim_tk.kernels.least_squares import codebook_refit
 from onnxslim_tk.kernels.rounding import symmetric_scales
-from onnxslim_tk.measure.observe import Moments
-from onnxslim_tk.recover.bias import unexplained
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -60,15 +58,13 @@ def is_pruned(weight: Array) -> bool:
 class CodebookFit:
     """Fits and applies codebooks to one layer.
 
-    ``moments`` of the layer's inputs, if known, say which errors count; those of the mean don't,
-    as the bias takes them. Matrices are ``(groups, rows, inputs)``; a channel is what one scale
-    holds for.
+    ``second`` is the uncentred covariance of the layer's inputs, ``(groups, inputs, inputs)``, or
+    None. Matrices are ``(groups, rows, inputs)``; a channel is what one scale holds for.
     """
 
-    def __init__(self, layer: Layer, moments: Moments | None) -> None:
+    def __init__(self, layer: Layer, second: Floats | None) -> None:
         self.layer = layer
-        self._second = None if moments is None else moments.second
-        self._noise = None if moments is None else unexplained(layer, moments)
+        self._second = second
         self.matrix: Floats = layer.matrix()
         self._rows = self._by_channel(self.matrix)
         # A channel of nothing but zeros has no scale, and must stay silent.
@@ -98,40 +94,54 @@ class CodebookFit:
         up for rounding errors; it needs the covariance and a codebook of single values.
         """
         scales = self._scales(book)
-        sweep = feedback and self._noise is not None and book.entries.ndim == 1
-        values = self._swept(book, scales) if sweep else self._nearest(book, scales)
+        if not self._sweeps(book, feedback):
+            return self._finished(book, self._nearest(book, scales), scales)
+        values = self._swept(book, scales)
         if book.unit is None:
-            if sweep:
-                values = self._refit_entries(book, values)
-            return self.layer.from_matrix(values), np.ones(len(scales), np.float32)
-        refitted = storable_scales(self._refit_scales(values, scales))
-        return self.layer.from_matrix(values), refitted
+            values = self._refit_entries(book, values)
+        return self._finished(book, values, scales)
+
+    def foretell(self, book: Codebook, feedback: bool) -> tuple[Floats, NDArray[np.float32], float]:
+        """What :meth:`round` gives without feedback, and the error to expect of it as asked for.
+
+        The error is the relative squared one of the layer's output. No sweep is run for it: the
+        covariance tells how much of a rounding error later columns can take back.
+        """
+        scales = self._scales(book)
+        nearest_values = self._nearest(book, scales)
+        values, refitted = self._finished(book, nearest_values, scales)
+        change = self.matrix - self.rebuilt(values, refitted)
+        pull = change if self._second is None else change @ self._second
+        whole = self.matrix if self._second is None else self.matrix @ self._second
+        noise, power = float(np.vdot(pull, change)), float(np.vdot(whole, self.matrix))
+        if self._sweeps(book, feedback):
+            squares = (self.matrix - nearest_values * self._per_row(scales)[:, :, None]) ** 2
+            if self._fixed is not None and not self._fixed.all():
+                # Feedback moves pruned weights too, and brings them back to zero.
+                squares[self._fixed] = squares[~self._fixed].mean()
+            noise = min(noise, float(np.einsum("gri,gi->", squares, self._variances)))
+        return values, refitted, max(noise, 0.0) / power if power > 0 else 0.0
 
     def rebuilt(self, values: Floats, scales: Array) -> Floats:
         """What ``values`` and ``scales`` stand for, as a matrix."""
         per_row = self._per_row(scales.astype(np.float64))
         return np.asarray(self.layer.to_matrix(values) * per_row[:, :, None], np.float64)
 
-    def expected_error(self, values: Floats, scales: Array, feedback: bool) -> float:
-        """Relative squared error of the layer's output, from values rounded without feedback."""
-        change = self.matrix - self.rebuilt(values, scales)
-        if self._noise is None or self._second is None:
-            noise, power = float(np.vdot(change, change)), float(np.vdot(self.matrix, self.matrix))
-        else:
-            power = float(np.vdot(self.matrix @ self._second, self.matrix))
-            noise = float(np.vdot(change @ self._noise, change))
-            if feedback:
-                squares = change**2
-                if self._fixed is not None and not self._fixed.all():
-                    # Feedback moves pruned weights too, and brings them back to zero.
-                    squares[self._fixed] = squares[~self._fixed].mean()
-                noise = float(np.einsum("gri,gi->", squares, self._variances))
-        return min(max(noise, 0.0) / power, 1.0) if power > 0 else 0.0
+    def _sweeps(self, book: Codebook, feedback: bool) -> bool:
+        return feedback and self._second is not None and book.entries.ndim == 1
+
+    def _finished(
+        self, book: Codebook, values: Floats, scales: Floats
+    ) -> tuple[Floats, NDArray[np.float32]]:
+        stored = self.layer.from_matrix(values)
+        if book.unit is None:
+            return stored, np.ones(len(scales), np.float32)
+        return stored, storable_scales(self._refit_scales(values, scales))
 
     @cached_property
     def _variances(self) -> Floats:
-        assert self._noise is not None
-        return feedback_variances(self._noise, _DAMPING)
+        assert self._second is not None
+        return feedback_variances(self._second, _DAMPING)
 
     @cached_property
     def _spreads(self) -> Floats:
@@ -145,9 +155,9 @@ class CodebookFit:
     @cached_property
     def _importance(self) -> Floats | None:
         """How much each weight counts, ``(channels, weights)``: the power of its input."""
-        if self._noise is None:
+        if self._second is None:
             return None
-        power = np.diagonal(self._noise, axis1=1, axis2=2)
+        power = np.diagonal(self._second, axis1=1, axis2=2)
         # An input that the samples left silent still counts a little.
         power = power / max(float(power.mean()), 1e-30) + 1e-3
         return self._by_channel(np.broadcast_to(power[:, None, :], self.matrix.shape))
@@ -178,25 +188,25 @@ class CodebookFit:
             found = nearest_entries(values / per_row[groups], book.entries) * per_row[groups]
             return found if fixed is None else np.where(fixed[groups, :, columns], 0.0, found)
 
-        assert self._noise is not None
-        swept = grouped_error_feedback(self.matrix, self._noise, rounded, _DAMPING)
+        assert self._second is not None
+        swept = grouped_error_feedback(self.matrix, self._second, rounded, _DAMPING)
         values = nearest_entries(swept / per_row[:, :, None], book.entries)
         return values if fixed is None else np.where(fixed, 0.0, values)
 
     def _refit_entries(self, book: Codebook, values: Floats) -> Floats:
         """The best floats for the codes as they are; zeros that must stay forbid it."""
-        if self._fixed is not None or self._noise is None or len(self.matrix) > 1:
+        if self._fixed is not None or self._second is None or len(self.matrix) > 1:
             return values
         codes, count = nearest(values[0], book.entries), len(book.entries)
-        entries = codebook_refit(self.matrix[0], codes, count, self._noise[0], None, _DAMPING)
+        entries = codebook_refit(self.matrix[0], codes, count, self._second[0], None, _DAMPING)
         return np.asarray(entries[codes][None], np.float64)
 
     def _refit_scales(self, values: Floats, scales: Floats) -> Floats:
         """Per channel the least-squares scale for its values."""
         pull = values
-        if self._noise is not None:
-            power = np.diagonal(self._noise, axis1=1, axis2=2).mean(1)[:, None, None]
-            pull = values @ self._noise + _DAMPING * power * values
+        if self._second is not None:
+            power = np.diagonal(self._second, axis1=1, axis2=2).mean(1)[:, None, None]
+            pull = values @ self._second + _DAMPING * power * values
         meets = self._by_channel(self.matrix * pull).sum(1)
         norm = self._by_channel(values * pull).sum(1)
         found = np.divide(meets, norm, out=scales.copy(), where=norm > 0)

@@ -125,6 +125,9 @@ def write_factors(model: Model, layer: Layer, factors: Factors) -> None:
         (f"{layer.id}:a", *layer.names),
         layer.path,
     )
+    made = layer.graph.nodes.pop()
+    place = next(k for k, other in enumerate(layer.graph.nodes) if other is node)
+    layer.graph.nodes.insert(place, made)
     set_input(node, 0, inner)
     set_input(node, 1, constant(model, second.astype(np.float32)))
 

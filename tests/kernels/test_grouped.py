@@ -51,7 +51,8 @@ def test_narrow_groups_are_refitted_as_wide_ones_are(sizes: tuple[int, int, int,
     weights, covariance = layer(*sizes)
     mask = np.random.default_rng(sizes[3] + 1).random(weights.shape) < 0.6
     together = grouped_masked_refit(weights, mask, covariance)
-    one_by_one = [masked_refit(*parts, iterations=200) for parts in zip(weights, mask, covariance)]
+    parts = zip(weights, mask, covariance, strict=True)
+    one_by_one = [masked_refit(*part, iterations=200) for part in parts]
     assert not together[~mask].any()
     np.testing.assert_allclose(together, np.stack(one_by_one), atol=1e-5)
 

@@ -115,7 +115,7 @@ def test_depthwise_and_grouped_layers_are_refitted_in_their_groups() -> None:
         reference = outputs_of(model, {"x": smooth})["y"]
         pruned(model, Sparsify(0.3, recover=recover), context_of(model, {"x": smooth}))
         noise[recover] = float(np.square(outputs_of(model, {"x": smooth})["y"] - reference).sum())
-    assert noise[True] < 0.5 * noise[False]
+    assert noise[True] < 0.7 * noise[False]
 
 
 def test_milder_rows_follow_with_less_error_and_less_saved() -> None:
@@ -151,7 +151,7 @@ def test_a_layer_of_one_magnitude_is_not_wiped_out_by_the_common_threshold() -> 
     flat = np.sign(normal(2, 32, 32)) + np.float32(1e-6) * normal(5, 32, 32)
     model = opened(model_of(text, {"w": normal(1, 32, 32), "flat": flat}))
     pruned(model, Sparsify(0.8, scope="global"), CONTEXT)
-    assert 0 < zeros(model)["y"] <= 0.9
+    assert 0.85 < zeros(model)["y"] < 0.91
 
 
 def test_an_embedding_loses_its_small_values() -> None:

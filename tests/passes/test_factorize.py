@@ -1,0 +1,356 @@
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxslim_tk.errors import RecipeError
+from onnxslim_tk.graph.layers import Layer, layers
+from onnxslim_tk.graph.model import Model, to_proto
+from onnxslim_tk.measure.observe import observe
+from onnxslim_tk.packing import pack
+from onnxslim_tk.passes.factorize import Factorize
+from onnxslim_tk.plan.proposal import Context, Proposal, Refusal
+from tests.models import (
+    CONTEXT,
+    Array,
+    digest,
+    mlp,
+    model_of,
+    normal,
+    opened,
+    operators,
+    outputs_of,
+    residual_cnn,
+)
+
+FINE = replace(CONTEXT, target=replace(CONTEXT.target, channel_step=4))
+ANY = Factorize(max_error=1.0)
+TOKENS = {"x": (normal(1, 400, 8) @ normal(2, 8, 32) + 0.1 * normal(3, 400, 32)).astype("float32")}
+IMAGES = {"x": normal(90, 6, 3, 16, 16)}
+CALLS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
+    "conv": ("Conv<pads=[1, 2, 0, 1], strides=[2, 1], dilations=[1, 2]>", (6, 12), (20, 12, 3, 3)),
+    "striding": ("Conv<pads=[1, 1, 1, 1], strides=[2, 2]>", (6, 12), (20, 12, 3, 3)),
+    "valid": ('Conv<auto_pad="VALID">', (6, 12), (20, 12, 3, 2)),
+    "pointwise": ("Conv", (6, 24), (20, 24, 1, 1)),
+    "line": ("Conv<pads=[2, 2]>", (6, 12), (20, 12, 5)),
+    "gemm": ("Gemm", (300, 32), (32, 20)),
+    "turned": ("Gemm<transB=1>", (300, 32), (20, 32)),
+    "matmul": ("MatMul", (300, 32), (32, 20)),
+}
+SPLITS = [(name, "channel") for name in CALLS] + [
+    (name, "spatial") for name in ("conv", "striding", "valid")
+]
+
+
+def model_with(name: str, opset: int = 17, weight: Array | None = None) -> Model:
+    """A model of one layer."""
+    call, shape, weight_shape = CALLS[name]
+    spatial = ["H", "W"][: len(weight_shape) - 2]
+    dims, given = (", ".join(["N", c, *spatial]) for c in (str(shape[1]), "C"))
+    if spatial:
+        given = ", ".join(["N", "C", *(f"o{s}" for s in spatial)])
+    bias = "" if name == "matmul" else ", b"
+    text = f"""<ir_version: 8, opset_import: ["": {opset}]>
+    g (float[{dims}] x) => (float[{given}] y) {{ y = {call}(x, w{bias}) }}"""
+    values = normal(4, *weight_shape) if weight is None else weight
+    return opened(model_of(text, {"w": values, "b": normal(5, 20)}))
+
+
+def feed_of(name: str) -> dict[str, Array]:
+    """Inputs that go together, over space and over channels."""
+    _, shape, weight = CALLS[name]
+    space = [9] * (len(weight) - 2)
+    ones = [1] * len(space)
+    mixed = normal(6, *shape, *space) + 3 * normal(7, shape[0], 1, *space)
+    return {"x": mixed + 2 * normal(8, *shape, *ones) if space else mixed}
+
+
+def context_of(model: Model, feed: dict[str, Array], base: Context = FINE) -> Context:
+    seen = observe(model, [feed], frozenset({"mean", "covariance"}), 0)
+    return replace(base, statistics=seen, shapes=seen.shapes)
+
+
+def asked(model: Model, method: Factorize, context: Context) -> list[Proposal]:
+    rows = [row for row in method.propose(model, context) if isinstance(row, Proposal)]
+    first = {row.targets: row for row in reversed(rows)}
+    return [row for row in rows if first[row.targets] is row]
+
+
+def row_of(kind: str, rank: int) -> Proposal:
+    return Proposal(("y",), "factorize", 0.5, {"kind": kind, "rank": rank})
+
+
+def product(first: Layer, second: Layer) -> Array:
+    """The dense weight that two layers stand for."""
+    if first.kind != "Conv":
+        whole: Array = second.matrix()[0] @ first.matrix()[0]
+        return whole
+    if second.weight.size == second.shape[0] * second.shape[1]:
+        flat = second.weight.reshape(second.shape[:2]) @ first.weight.reshape(first.shape[0], -1)
+        return np.asarray(flat.reshape(-1, *first.shape[1:]))
+    whole = np.einsum("rci,nrj->ncij", first.weight[..., 0], second.weight[:, :, 0])
+    return np.asarray(whole)
+
+
+def reasons(proto: onnx.ModelProto, method: Factorize = ANY) -> dict[str, str]:
+    rows = method.propose(opened(proto), FINE)
+    return {row.target: row.reason for row in rows if isinstance(row, Refusal)}
+
+
+@pytest.mark.parametrize(("name", "kind"), SPLITS)
+@pytest.mark.parametrize("samples", [False, True])
+def test_the_model_computes_the_low_rank_product(name: str, kind: str, samples: bool) -> None:
+    model, feed = model_with(name), feed_of(name)
+    ANY.apply(model, [row_of(kind, 5)], context_of(model, feed) if samples else FINE)
+    given = outputs_of(model, feed)["y"]
+    first, second = layers(model)
+    dense = model_with(name)
+    (layer,) = layers(dense)
+    whole = product(first, second)
+    layer.set_dense(dense, whole if layer.kind == "Conv" else layer.from_matrix(whole[None]))
+    bias = second.bias({"y"})
+    if samples and bias is not None and layer.kind != "MatMul":
+        layer.node.inputs[2].values = np.asarray(bias.values)
+    expected = outputs_of(dense, feed)["y"]
+    if samples and layer.kind == "MatMul":
+        assert operators(model) == ["MatMul", "MatMul", "Add"]
+        given, expected = given - given.mean(0), expected - expected.mean(0)
+    np.testing.assert_allclose(given, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(("name", "kind"), SPLITS)
+def test_full_rank_is_exact(name: str, kind: str) -> None:
+    model, feed = model_with(name), feed_of(name)
+    expected = outputs_of(model, feed)["y"]
+    (layer,) = layers(model)
+    sides = layer.matrix().shape[1:]
+    if kind == "spatial":
+        rows, channels, height, width = layer.shape
+        sides = rows * width, channels * height
+    ANY.apply(model, [row_of(kind, min(sides))], context_of(model, feed))
+    np.testing.assert_allclose(outputs_of(model, feed)["y"], expected, atol=2e-3)
+
+
+def test_a_gemm_of_an_old_opset_becomes_a_matmul_and_a_gemm() -> None:
+    for name in ("gemm", "turned"):
+        model = model_with(name, opset=9)
+        expected = outputs_of(model, feed_of(name))["y"]
+        ANY.apply(model, [row_of("channel", 20)], FINE)
+        assert operators(model) == ["MatMul", "Gemm"]
+        np.testing.assert_allclose(outputs_of(model, feed_of(name))["y"], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["conv", "pointwise", "gemm", "matmul"])
+def test_samples_make_the_split_better(name: str) -> None:
+    noise = []
+    for samples in (True, False):
+        model, feed = model_with(name), feed_of(name)
+        reference = outputs_of(model, feed)["y"]
+        context = context_of(model, feed) if samples else FINE
+        ANY.apply(model, asked(model, ANY, context), context)
+        noise.append(float(np.square(outputs_of(model, feed)["y"] - reference).sum()))
+    assert noise[0] < 0.7 * noise[1]
+
+
+@pytest.mark.parametrize("name", ["conv", "matmul"])
+def test_the_error_foretold_is_the_error_of_the_layer(name: str) -> None:
+    model, feed = model_with(name), feed_of(name)
+    if name == "conv":
+        (layer,) = layers(model)
+        layer.node.inputs.pop()
+    over = (0, *range(2, feed["x"].ndim))
+    feed["x"] = feed["x"] - feed["x"].mean(axis=over, keepdims=True)
+    reference, context = outputs_of(model, feed)["y"], context_of(model, feed)
+    (row,) = asked(model, ANY, context)
+    ANY.apply(model, [row], context)
+    noise = np.square(outputs_of(model, feed)["y"] - reference).sum()
+    assert noise / np.square(reference).sum() == pytest.approx(row.error, rel=0.1)
+
+
+def test_the_weights_left_are_no_more_than_asked_for() -> None:
+    for name in CALLS:
+        model = model_with(name)
+        size = sum(layer.size for layer in layers(model))
+        rows = asked(model, ANY, FINE)
+        ANY.apply(model, rows, FINE)
+        left = sum(layer.size for layer in layers(model))
+        assert left <= 0.5 * size
+        assert rows[0].details["rank"] % 4 == 0 or rows[0].details["rank"] < 4
+
+
+def test_a_convolution_is_split_along_the_better_axis() -> None:
+    columns, rows = normal(1, 20, 4, 3), normal(2, 4, 12, 3)
+    spatial = np.einsum("nrj,rci->ncij", columns, rows)
+    channel = (normal(3, 20, 3) @ normal(4, 3, 108)).reshape(20, 12, 3, 3)
+    for weight, kind in ((spatial, "spatial"), (channel, "channel")):
+        (row,) = asked(model_with("conv", weight=weight.astype("float32")), ANY, FINE)
+        assert row.details["kind"] == kind
+        assert row.error < 1e-9
+
+
+def test_only_the_kinds_asked_for_are_tried() -> None:
+    for kind in ("channel", "spatial"):
+        (row,) = asked(model_with("valid"), replace(ANY, kinds=(kind,)), FINE)
+        assert row.details["kind"] == kind
+
+
+def test_milder_rows_follow_with_less_error_and_less_saved() -> None:
+    model = model_with("conv")
+    context = context_of(model, feed_of("conv"))
+    rows = [row for row in ANY.propose(model, context) if isinstance(row, Proposal)]
+    assert [row.setting for row in rows[:2]] == [0.5, 0.625]
+    assert len({row.details["kind"] for row in rows}) == 1
+    errors, saved = [r.error for r in rows], [r.bytes_saved for r in rows]
+    assert errors == sorted(errors, reverse=True)
+    assert saved == sorted(saved, reverse=True)
+
+
+def test_multiply_accumulates_saved_are_those_of_the_shapes_seen() -> None:
+    model, feed = model_with("striding"), feed_of("striding")
+    context = context_of(model, feed)
+    before = sum(layer.macs(context.shapes) or 0 for layer in layers(model))
+    for kinds in (("channel",), ("spatial",)):
+        method = replace(ANY, keep=0.4, kinds=kinds)
+        twin = model.copy()
+        (row,) = asked(twin, method, context)
+        method.apply(twin, [row], context)
+        shapes = observe(twin, [feed], frozenset(), 0).shapes
+        after = sum(layer.macs(shapes) or 0 for layer in layers(twin))
+        assert row.macs_saved == before - after
+
+
+def test_the_layer_keeps_its_name_and_the_first_factor_answers_to_it() -> None:
+    model = opened(mlp())
+    ANY.apply(model, asked(model, ANY, FINE), FINE)
+    ids = [layer.id for layer in layers(model)]
+    assert ids == ["m1:a", "m1", "g2:a", "g2", *ids[4:]]
+    names = {layer.id: layer.names for layer in layers(model)}
+    assert "m1" in names["m1:a"]
+    assert to_proto(model).graph.output[0].name == "y"
+
+
+def test_announced_bytes_are_saved_bytes() -> None:
+    sizes = []
+    rows: list[Proposal] = []
+    for method in (None, ANY):
+        model = opened(residual_cnn())
+        context = context_of(model, IMAGES)
+        rows = [] if method is None else asked(model, method, context)
+        ANY.apply(model, rows, context)
+        proto = to_proto(model)
+        tables = sum(p.bytes_after for p in pack(proto) if p.encoding == "tables")
+        sizes.append(proto.ByteSize() - tables)
+    announced = sum(row.bytes_saved for row in rows)
+    assert sizes[0] - sizes[1] == pytest.approx(announced, rel=0.02)
+
+
+def test_a_plan_may_go_through_json() -> None:
+    context = context_of(opened(mlp()), TOKENS)
+    first, second = opened(mlp()), opened(mlp())
+    rows = asked(first, ANY, context)
+    ANY.apply(first, rows, context)
+    read = [replace(row, details=json.loads(json.dumps(row.details))) for row in rows]
+    ANY.apply(second, read, context)
+    assert digest(first) == digest(second)
+
+
+def test_proposing_only_reads() -> None:
+    model = opened(residual_cnn())
+    before = digest(model)
+    assert list(Factorize().propose(model, context_of(model, IMAGES)))
+    assert digest(model) == before
+
+
+def test_a_layer_left_out_or_tuned_is_treated_so() -> None:
+    context = replace(FINE, exclude=("m1",), overrides=(("g2", {"factorize": 0.25}),))
+    rows = asked(opened(mlp()), ANY, context)
+    assert {row.targets[0]: row.setting for row in rows}["g2"] == 0.25
+    assert "m1" not in {row.targets[0] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"keep": 1.2}, r"factorize: keep must be in \(0, 1\], got 1.2"),
+        ({"keep": 0.0}, r"factorize: keep must be in \(0, 1\], got 0.0"),
+        ({"kinds": ()}, r"factorize: kinds must be channel or spatial, got \(\)"),
+        ({"kinds": ("tucker",)}, "factorize: kinds must be channel or spatial"),
+        ({"max_error": -1.0}, "factorize: max_error must be 0 or more, got -1.0"),
+    ],
+)
+def test_a_setting_out_of_range_is_an_error(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Factorize(**settings)
+
+
+HEAD = '<ir_version: 8, opset_import: ["": 17]>'
+BEHIND_A_SCALE = "d = DequantizeLinear(w, s) y = MatMul(x, d)"
+
+
+@pytest.mark.parametrize(
+    ("body", "shape", "reason"),
+    [
+        ("y = MatMul(x, w)", (15, 17), "fewer than 256 weights"),
+        ("y = MatMul(x, w)", (1, 300), "a 1 x 300 matrix has nothing to factor"),
+        ("a = MatMul(x, w) y = MatMul(a, w)", (32, 32), "the weight is shared with another node"),
+        (BEHIND_A_SCALE, (32, 32), "the weight is stored behind a scale"),
+    ],
+)
+def test_a_matrix_is_refused_with_a_reason(body: str, shape: tuple[int, int], reason: str) -> None:
+    rows, columns = shape
+    text = f"{HEAD} g (float[N, {rows}] x) => (float[N, {columns}] y) {{ {body} }}"
+    weight = normal(1, *shape)
+    scaled = (40 * weight).astype(np.int8) if body == BEHIND_A_SCALE else weight
+    found = reasons(model_of(text, {"w": scaled, "s": np.float32(0.1)}))
+    assert set(found.values()) == {reason}
+
+
+@pytest.mark.parametrize(
+    ("body", "shape", "reason"),
+    [
+        ("Conv<group=2>", (32, 8, 3, 3), "a grouped convolution is not factored"),
+        ("Conv<group=16>", (32, 1, 3, 3), "a grouped convolution is not factored"),
+        ("ConvTranspose", (16, 32, 3, 3), "a transposed convolution is not factored"),
+        ("Conv", (1, 16, 5, 5), "a 5x5 kernel of 1 channels has nothing to factor"),
+    ],
+)
+def test_a_convolution_is_refused_with_a_reason(
+    body: str, shape: tuple[int, ...], reason: str
+) -> None:
+    text = f"{HEAD} g (float[N, 16, 8, 8] x) => (float[N, C, H, W] y) {{ y = {body}(x, w) }}"
+    method = replace(ANY, kinds=("channel",))
+    assert reasons(model_of(text, {"w": normal(1, *shape)}), method) == {"y": reason}
+
+
+def test_an_embedding_is_refused() -> None:
+    text = f"{HEAD} g (int64[N] i) => (float[N, 16] y) {{ y = Gather(table, i) }}"
+    proto = model_of(text, {"table": normal(1, 200, 16)})
+    assert reasons(proto) == {"y": "an embedding is not factored"}
+
+
+def test_a_weight_that_is_not_finite_is_refused() -> None:
+    proto = mlp()
+    weight = normal(1, 32, 64)
+    weight[0, 0] = np.nan
+    proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weight, "w1"))
+    assert reasons(proto)["m1"] == "the weight holds values that are not finite"
+
+
+def test_a_split_that_the_target_does_not_gain_from_is_refused() -> None:
+    found = reasons(to_proto(model_with("matmul")), Factorize(1.0, max_error=1.0))
+    assert found["y"].startswith("two layers would take ")
+    assert found["y"].endswith("the target gains only up to 75%")
+
+
+def test_a_split_that_would_miss_too_much_is_refused() -> None:
+    found = reasons(to_proto(model_with("conv")), Factorize(max_error=0.01))
+    assert "max_error allows 1%" in found["y"]
+
+
+def test_a_weight_that_packs_well_already_is_refused() -> None:
+    text = f"{HEAD} g (float[N, 64] x) => (float[N, 64] y) {{ y = MatMul(x, w) }}"
+    found = reasons(model_of(text, {"w": np.sign(normal(1, 64, 64))}))
+    assert found == {"y": "the two factors would not be smaller once packed"}

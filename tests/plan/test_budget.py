@@ -1,0 +1,138 @@
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from onnxslim_tk.errors import RecipeError
+from onnxslim_tk.measure.fidelity import OutputFidelity
+from onnxslim_tk.measure.kinds import OutputKind
+from onnxslim_tk.measure.metrics import Drop
+from onnxslim_tk.plan.budget import DEFAULT_LIMITS, Budget, Check, verdict
+
+GOOD = OutputFidelity(
+    name="y",
+    kind="classes",
+    sqnr_db=30.0,
+    cosine=0.99,
+    top1_agreement=1.0,
+    sequence_agreement=None,
+    worst_slice=None,
+    collapsed_slices=(),
+    non_finite=False,
+    max_abs_error=0.1,
+    shape_mismatches=0,
+)
+
+
+def drop(value: float, low: float, high: float, samples: int = 1000) -> Drop:
+    return Drop(0.9, 0.9 - value, value, low, high, samples)
+
+
+def holds(checks: tuple[Check, ...]) -> bool:
+    return all(check.holds for check in checks)
+
+
+def test_a_good_result_keeps_every_default() -> None:
+    for kind in DEFAULT_LIMITS:
+        agreement = 1.0 if kind in ("classes", "sequence") else None
+        good = replace(GOOD, kind=kind, top1_agreement=agreement)
+        assert holds(verdict([good], None, Budget(), 100))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "figure"),
+    [
+        ("classes", {"sqnr_db": 5.9}, "SQNR dB"),
+        ("classes", {"top1_agreement": 0.9}, "top-1 agreement"),
+        ("sequence", {"top1_agreement": 0.93}, "top-1 agreement"),
+        ("map", {"sqnr_db": 11.9}, "SQNR dB"),
+        ("embedding", {"cosine": 0.94}, "cosine"),
+        ("values", {"sqnr_db": 19.9}, "SQNR dB"),
+        ("values", {"sqnr_db": math.nan}, "SQNR dB"),
+    ],
+)
+def test_each_kind_of_output_has_its_limit(
+    kind: OutputKind, change: dict[str, float], figure: str
+) -> None:
+    agreement = 1.0 if kind in ("classes", "sequence") else None
+    plain: Any = {"kind": kind, "top1_agreement": agreement}
+    bad = replace(GOOD, **(plain | change))
+    failed = [check.figure for check in verdict([bad], None, Budget(), 100) if not check.holds]
+    assert failed == [figure]
+
+
+def test_collapsed_and_broken_outputs_never_pass() -> None:
+    lenient = Budget(min_sqnr_db=-1e9, min_agreement=0, min_cosine=0, max_drop=1e9)
+    collapsed = replace(GOOD, collapsed_slices=(3, 4, 5, 6, 7, 8))
+    (check,) = [c for c in verdict([collapsed], drop(0, 0, 0), lenient, 99) if not c.holds]
+    assert (check.figure, check.value, check.limit) == ("collapsed slices", 6, 0)
+    assert check.note == "slices 3, 4, 5, 6, 7 of the last axis no longer vary"
+    broken = replace(GOOD, non_finite=True)
+    assert not holds(verdict([broken], drop(0, 0, 0), lenient, 99))
+
+
+def test_what_the_user_says_comes_before_the_defaults() -> None:
+    assert not holds(verdict([GOOD], None, Budget(min_sqnr_db=31), 100))
+    assert holds(verdict([replace(GOOD, sqnr_db=3)], None, Budget(min_sqnr_db=2), 100))
+    worse = replace(GOOD, top1_agreement=0.5)
+    assert holds(verdict([worse], None, Budget(min_agreement=0.5), 100))
+    # A limit that a user sets counts for every kind of output.
+    assert not holds(verdict([GOOD], None, Budget(min_cosine=0.995), 100))
+
+
+def test_a_metric_that_can_tell_takes_the_place_of_agreement() -> None:
+    worse = replace(GOOD, top1_agreement=0.5)
+    assert not holds(verdict([worse], None, Budget(), 100))
+    assert holds(verdict([worse], drop(0.0, 0.0, 0.0), Budget(), 100))
+    assert not holds(verdict([worse], drop(0.0, 0.0, 0.0), Budget(min_agreement=0.9), 100))
+    # Fifty rows can't show a drop of 1 %, and none can show that there is no drop at all.
+    assert not holds(verdict([worse], drop(0.0, 0.0, 0.0, 50), Budget(), 100))
+    assert holds(verdict([worse], drop(0.0, 0.0, 0.0, 50), Budget(max_drop=0.02), 100))
+    assert not holds(verdict([worse], drop(0.0, 0.0, 0.0), Budget(max_drop=0), 100))
+
+
+def test_a_drop_fails_when_samples_show_that_the_limit_is_broken() -> None:
+    assert holds(verdict([GOOD], drop(0.01, 0.005, 0.015), Budget(), 100))
+    assert holds(verdict([GOOD], drop(0.011, 0.005, 0.015), Budget(), 100))
+    assert not holds(verdict([GOOD], drop(0.02, 0.011, 0.03), Budget(), 100))
+    assert holds(verdict([GOOD], drop(0.02, 0.011, 0.03), Budget(max_drop=0.02), 100))
+    assert holds(verdict([GOOD], drop(-0.2, -0.3, -0.1), Budget(max_drop=0), 100))
+    lost = drop(math.inf, math.inf, math.inf)
+    assert not holds(verdict([GOOD], lost, Budget(max_drop=0.5), 100))
+
+
+def test_says_when_samples_are_too_few_to_see_the_drop() -> None:
+    (*_, check) = verdict([GOOD], drop(0.0, -0.05, 0.05, 20), Budget(), 20)
+    assert check.holds
+    assert check.note == "20 samples tell the drop only to within [-0.0500, 0.0500]"
+    (*_, check) = verdict([GOOD], drop(0.0, -0.01, 0.01), Budget(), 2000)
+    assert check.note == ""
+
+
+def test_agreement_fails_when_it_is_too_far_below_the_limit_for_chance() -> None:
+    one_of_ten = replace(GOOD, top1_agreement=0.9)
+    (*_, check) = verdict([one_of_ten], None, Budget(), 10)
+    assert check.holds
+    assert check.note == "10 samples: within 0.081 of the limit counts as held"
+    assert not holds(verdict([replace(GOOD, top1_agreement=0.8)], None, Budget(), 10))
+    assert not holds(verdict([one_of_ten], None, Budget(), 100))
+    assert not holds(verdict([replace(GOOD, top1_agreement=0.0)], None, Budget(), 1))
+    assert holds(verdict([GOOD], None, Budget(), 1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_drop": -0.1}, "budget: max drop must be 0 or more, got -0.1"),
+        ({"max_drop": math.nan}, "budget: max drop must be 0 or more, got nan"),
+        ({"max_drop": math.inf}, "budget: max drop must be 0 or more, got inf"),
+        ({"min_agreement": 1.5}, "budget: min agreement must be in [0, 1], got 1.5"),
+        ({"min_cosine": -0.5}, "budget: min cosine must be in [0, 1], got -0.5"),
+        ({"min_sqnr_db": math.nan}, "budget: min sqnr db must be finite, got nan"),
+    ],
+)
+def test_limits_out_of_range_are_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Budget(**settings)
+    assert str(caught.value) == message

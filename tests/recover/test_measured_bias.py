@@ -1,0 +1,93 @@
+from typing import Literal
+
+import numpy as np
+
+from onnxslim_tk import demo
+from onnxslim_tk.graph.model import Model
+from onnxslim_tk.measure.observe import observe
+from onnxslim_tk.measure.runtime import Feed, Session
+from onnxslim_tk.passes.quantize import Quantize
+from onnxslim_tk.pipeline.files import load, packed
+from onnxslim_tk.plan.proposal import Context, Proposal
+from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU
+from onnxslim_tk.recover.measured_bias import FloatMeans, channel_means
+
+
+def feeds_of(count: int) -> list[Feed]:
+    images = np.load(demo.CALIBRATION)["image"][:count]
+    return [{"image": image[None]} for image in images]
+
+
+def quantized(kind: Literal["off", "expected", "measured"], feeds: list[Feed]) -> bytes:
+    model = load(demo.MODEL)
+    wanted = frozenset({"mean", "range"})
+    statistics = observe(model, feeds, wanted, seed=0)
+    context = Context(ONNXRUNTIME_CPU, statistics, feeds, statistics.shapes)
+    method = Quantize(bias_correction=kind)
+    rows = [row for row in method.propose(model, context) if isinstance(row, Proposal)]
+    method.apply(model, [row for row in rows if row.setting == "integer"], context)
+    return packed(model, {})[0]
+
+
+def noise(data: bytes, feeds: list[Feed]) -> float:
+    sessions = Session(demo.MODEL), Session(data)
+    errors = [np.subtract(*(s.run(feed)["logits"] for s in sessions)) for feed in feeds]
+    return float(np.square(errors).mean())
+
+
+def test_comes_no_farther_from_the_original_than_expected_correction() -> None:
+    feeds = feeds_of(24)
+    assert noise(quantized("measured", feeds), feeds[-8:]) <= noise(
+        quantized("expected", feeds), feeds[-8:]
+    )
+
+
+def biased(model: Model, by: int) -> list[tuple[object, str]]:
+    convolutions = [node for node in model.graph.nodes if node.op == "Conv"]
+    for node in convolutions:
+        codes = node.inputs[2].inputs[0].inputs[0]
+        codes.values = codes.values + np.int32(by)
+    return [(node, node.outputs[0].name) for node in convolutions]
+
+
+def test_restores_the_means_of_layers_whose_bias_went_astray() -> None:
+    feeds = feeds_of(16)
+    model = load(demo.MODEL)
+    convolutions = [node for node in model.graph.nodes if node.op == "Conv"]
+    means = FloatMeans(model, convolutions, feeds)
+    names = [node.outputs[0].name for node in convolutions]
+    wanted = channel_means(model, names, feeds)
+    statistics = observe(model, feeds, frozenset({"mean", "range"}), seed=0)
+    context = Context(ONNXRUNTIME_CPU, statistics, (), statistics.shapes)
+    method = Quantize()
+    rows = [row for row in method.propose(model, context) if isinstance(row, Proposal)]
+    method.apply(model, [row for row in rows if row.setting == "integer"], context)
+    biased(model, 300)
+    assert means.correct(model, convolutions, feeds)
+    found = channel_means(model, [node.outputs[0].name for node in convolutions], feeds)
+    for (name, mean), node in zip(wanted.items(), convolutions, strict=True):
+        scale = float(np.abs(mean).max())
+        assert np.allclose(mean, found[node.outputs[0].name], atol=0.02 * scale), name
+
+
+def test_takes_back_what_brings_the_outputs_no_closer() -> None:
+    feeds = feeds_of(16)
+    model = load(demo.MODEL)
+    convolutions = [node for node in model.graph.nodes if node.op == "Conv"]
+    means = FloatMeans(model, convolutions, feeds)
+    statistics = observe(model, feeds, frozenset({"mean", "range"}), seed=0)
+    context = Context(ONNXRUNTIME_CPU, statistics, (), statistics.shapes)
+    method = Quantize()
+    rows = [row for row in method.propose(model, context) if isinstance(row, Proposal)]
+    method.apply(model, [row for row in rows if row.setting == "integer"], context)
+    before = [node.inputs[2].inputs[0].inputs[0].values.copy() for node in convolutions]
+    # Means of other images than the model is checked with lead astray.
+    blank = [{"image": replace_with_zeros(feed)} for feed in feeds]
+    kept = means.correct(model, convolutions, blank)
+    after = [node.inputs[2].inputs[0].inputs[0].values for node in convolutions]
+    assert not kept
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def replace_with_zeros(feed: Feed) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return np.zeros_like(feed["image"])
