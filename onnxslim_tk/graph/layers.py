@@ -184,6 +184,21 @@ class Layer:
             return None
         return reader if values[0].size == self.channels else None
 
+    def obstacle(self, smallest: int) -> str:
+        """Why no method may put another dense weight in place; empty where one may.
+
+        ``smallest`` is the least number of weights that is worth a method's while.
+        """
+        if self.size < smallest:
+            return f"fewer than {smallest} weights"
+        if not self.is_dense:
+            return "the weight is stored behind a scale"
+        if self.is_shared:
+            return "the weight is shared with another node"
+        if not np.isfinite(self.weight).all():
+            return "the weight holds values that are not finite"
+        return ""
+
     def set_dense(self, model: Model, weight: Array) -> None:
         """Put a float weight of any shape in the slot; other readers of the old one keep it."""
         set_input(self.node, _WEIGHT_SLOT[self.kind], constant(model, weight.astype(np.float32)))

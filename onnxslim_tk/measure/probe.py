@@ -30,16 +30,20 @@ class Probe:
         return bool(self._names)
 
     def error(self, rewrite: Callable[[Model], None]) -> float:
-        """Relative squared error of the float outputs after ``rewrite``, the mean over outputs.
-
-        An output that is nothing but zeros counts with its plain squared error, a sample whose
-        output has another shape as zeros. Infinite where the rewritten model does not run or
-        gives what is not finite where the model gives what is.
-        """
+        """The :meth:`difference` that ``rewrite`` makes; it is given a copy to work on."""
         twin = self._model.copy()
         rewrite(twin)
+        return self.difference(twin)
+
+    def difference(self, other: Model) -> float:
+        """Relative squared error of the float outputs of ``other``, the mean over outputs.
+
+        An output that is nothing but zeros counts with its plain squared error, a sample whose
+        output has another shape as zeros. Infinite where ``other`` does not run or gives what is
+        not finite where the model gives what is.
+        """
         try:
-            session = Session(to_proto(twin).SerializeToString())
+            session = Session(to_proto(other).SerializeToString())
             values = [session.run(feed, self._names) for feed in self._feeds]
         except SessionError:
             return float("inf")

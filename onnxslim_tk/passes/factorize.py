@@ -96,15 +96,7 @@ def _refusal(layer: Layer) -> str:
         return "a transposed convolution is not factored"
     if layer.groups > 1:
         return "a grouped convolution is not factored"
-    if layer.size < _SMALLEST:
-        return f"fewer than {_SMALLEST} weights"
-    if not layer.is_dense:
-        return "the weight is stored behind a scale"
-    if layer.is_shared:
-        return "the weight is shared with another node"
-    if not np.isfinite(layer.weight).all():
-        return "the weight holds values that are not finite"
-    return ""
+    return layer.obstacle(_SMALLEST)
 
 
 def _covariance(layer: Layer, context: Context) -> Floats | None:

@@ -80,14 +80,9 @@ class Share:
 
 
 def _refusal(layer: Layer, tuned: Share) -> str:
-    if layer.size < _SMALLEST:
-        return f"fewer than {_SMALLEST} weights"
-    if not layer.is_dense:
-        return "the weight is stored behind a scale"
-    if layer.is_shared:
-        return "the weight is shared with another node"
-    if not np.isfinite(layer.weight).all():
-        return "the weight holds values that are not finite"
+    reason = layer.obstacle(_SMALLEST)
+    if reason:
+        return reason
     if layer.size % tuned.dimensions:
         return f"{layer.size} weights do not split into vectors of {tuned.dimensions}"
     if tuned.dimensions > 1 and is_pruned(layer.weight):

@@ -56,7 +56,7 @@ class Sparsify:
             tuned = context.tuned(self, layer.names)
             if tuned is None:
                 continue
-            reason = _refusal(layer)
+            reason = layer.obstacle(_SMALLEST)
             if reason:
                 yield Refusal(layer.id, self.name, reason)
             else:
@@ -84,18 +84,6 @@ class Sparsify:
                 # A shift of means without a refit does harm: in depth the means drift apart.
                 after = np.where(mask, before, 0.0)
             layer.set_dense(model, layer.from_matrix(after))
-
-
-def _refusal(layer: Layer) -> str:
-    if layer.size < _SMALLEST:
-        return f"fewer than {_SMALLEST} weights"
-    if not layer.is_dense:
-        return "the weight is stored behind a scale"
-    if layer.is_shared:
-        return "the weight is shared with another node"
-    if not np.isfinite(layer.weight).all():
-        return "the weight holds values that are not finite"
-    return ""
 
 
 def _shares(found: Sequence[tuple[Layer, Sparsify]]) -> list[list[float]]:

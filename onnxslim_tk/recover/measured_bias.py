@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxslim_tk.graph.edit import constant, input_at, is_constant, producer, values_of
-from onnxslim_tk.graph.model import Model, Node, Tensor, to_proto
+from onnxslim_tk.graph.model import Model, Node, Tensor
 from onnxslim_tk.graph.order import ordered
 from onnxslim_tk.measure.observe import fetch
-from onnxslim_tk.measure.runtime import Feed, Session
+from onnxslim_tk.measure.probe import Probe
+from onnxslim_tk.measure.runtime import Feed
 
 Floats = NDArray[np.float64]
 _MOST_FEEDS: Final = 16
@@ -50,8 +51,7 @@ class FloatMeans:
         found = channel_means(model, [node.outputs[0].name for node in self._nodes], feeds)
         self._means = {id(node): found[node.outputs[0].name] for node in self._nodes}
         # Other feeds than those for the means, as far as there are so many.
-        self._checked = [feeds[-1 - k] for k in range(min(_CHECKED, len(feeds)))]
-        self._reference = self._run(model)
+        self._probe = Probe(model, [feeds[-1 - k] for k in range(min(_CHECKED, len(feeds)))])
 
     def correct(self, model: Model, nodes: Sequence[Node], feeds: Sequence[Feed]) -> bool:
         """Move the int32 biases of the quantized ``nodes`` until their mean outputs are restored.
@@ -63,28 +63,15 @@ class FloatMeans:
         written = {id(node) for node in nodes}
         able = [n for n in self._nodes if id(n) in written and _codes(n) is not None]
         before = {id(node): _codes(node) for node in able}
-        error = self._error(model)
+        error = self._probe.difference(model)
         for node in able:
             name = node.outputs[0].name
             _shift(model, node, self._means[id(node)] - channel_means(model, [name], feeds)[name])
-        if self._error(model) < error:
+        if self._probe.difference(model) < error:
             return True
         for node in able:
             node.inputs[2].inputs[0].inputs[0] = before[id(node)]
         return False
-
-    def _run(self, model: Model) -> list[NDArray[Any]]:
-        session = Session(to_proto(model).SerializeToString())
-        names = [o.name for o in session.outputs if o.dtype is not None and o.dtype.kind == "f"]
-        return [v for feed in self._checked for v in session.run(feed, names).values()]
-
-    def _error(self, model: Model) -> float:
-        """Summed relative squared error of the model's float outputs."""
-        pairs = zip(self._reference, self._run(model), strict=True)
-        return sum(
-            float(np.square(a.astype(np.float64) - b).sum() / max(np.square(a).sum(), 1e-30))
-            for a, b in pairs
-        )
 
 
 def _codes(node: Node) -> Tensor | None:
