@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from onnxslim_tk.errors import SessionError
+from onnxslim_tk.errors import CalibrationError, SessionError
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.runtime import Feed, Session, TensorInfo
 from onnxslim_tk.measure.samples import Samples, Split, random_feed, split
@@ -70,7 +70,7 @@ class Workshop:
         try:
             feed = random_feed(self.inputs, self.options.seed)
             Session(self.source).run(feed)
-        except SessionError:
+        except (CalibrationError, SessionError):
             return None
         return feed
 

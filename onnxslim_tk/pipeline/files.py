@@ -85,8 +85,7 @@ def load(path: str | os.PathLike[str]) -> Model:
 def packed(model: Model, provenance: dict[str, str]) -> tuple[bytes, list[PackedTensor]]:
     """The model as the bytes of a file, packed, and what the packing changed.
 
-    ``provenance`` goes into the model's metadata. Raises ModelError for more than 2 GB and for a
-    graph that onnx's checker refuses.
+    ``provenance`` goes into the model's metadata. Raises ModelError for more than 2 GB.
     """
     proto = to_proto(model)
     kept = [entry for entry in proto.metadata_props if not entry.key.startswith(_PROVENANCE)]
@@ -136,9 +135,11 @@ def write_file(data: bytes, path: Path) -> None:
         os.chmod(handle.name, 0o666 & ~mask)
         os.replace(handle.name, path)
     except OSError as error:
+        raise ModelError(f"model: {path} cannot be written: {error.strerror}") from error
+    finally:
+        # Gone by now, unless something came between.
         if handle is not None:
             Path(handle.name).unlink(missing_ok=True)
-        raise ModelError(f"model: {path} cannot be written: {error.strerror}") from error
 
 
 def save(model: Model, path: str | os.PathLike[str]) -> None:
