@@ -98,7 +98,7 @@ def find_regions(
     kept = {k: v for k, v in absorbed.items() if k in chosen or k in joined}
     layers = tuple(node for node in nodes if id(node) in chosen)
     pairs = tuple((node, kept[id(node)]) for node in nodes if id(node) in kept)
-    return Regions(layers, others, pairs, _grids(layers, others, kept))
+    return Regions(layers, others, pairs, _grids(layers, others, kept, outputs))
 
 
 def _absorbed(nodes: Sequence[Node], chosen: set[int], outputs: set[str]) -> dict[int, Node]:
@@ -183,17 +183,16 @@ def _backward(
     for node in reversed(nodes):
         if id(node) in joined:
             readers = _result(node, absorbed).outputs
-            if any(id(reader) in kept or _reads_data(reader, node, chosen) for reader in readers):
+            if any(id(reader) in kept or id(reader) in chosen for reader in readers):
                 kept.add(id(node))
     return kept
 
 
-def _reads_data(reader: Node, source: Node, chosen: set[int]) -> bool:
-    return id(reader) in chosen and bool(reader.inputs)
-
-
 def _grids(
-    layers: Sequence[Node], others: Sequence[Node], absorbed: Mapping[int, Node]
+    layers: Sequence[Node],
+    others: Sequence[Node],
+    absorbed: Mapping[int, Node],
+    outputs: set[str],
 ) -> dict[str, Grid]:
     nodes = (*layers, *others)
     conv_inputs = {id(node.inputs[0]) for node in layers if node.op == "Conv"}
@@ -218,20 +217,25 @@ def _grids(
     grids = {}
     for name, tensor in tensors.items():
         maker = made.get(id(tensor))
-        floor, ceiling = _ends(tensor, None if maker is None else absorbed.get(id(maker)))
+        shown = tensor.name in outputs
+        floor, ceiling = _ends(tensor, None if maker is None else absorbed.get(id(maker)), shown)
         grids[name] = Grid(
             tensor, root(name), floor, ceiling, maker is not None, id(tensor) in conv_inputs
         )
     return grids
 
 
-def _ends(tensor: Tensor, absorbed: Node | None) -> tuple[float | None, float | None]:
-    """Ends of the grid that are known without looking at values."""
+def _ends(tensor: Tensor, absorbed: Node | None, shown: bool) -> tuple[float | None, float | None]:
+    """Ends of the grid known without looking at values; ``shown``: a graph gives it out."""
     if absorbed is not None:
         return _clip_range(absorbed) or (None, None)
     maker = producer(tensor)
     if maker is not None and maker.op in ("Relu", "Sigmoid"):
         return 0.0, None
     # HardSwish is 0 from -3 down, so nothing below has to be told apart.
-    deaf = bool(tensor.outputs) and all(reader.op == "HardSwish" for reader in tensor.outputs)
+    deaf = (
+        not shown
+        and bool(tensor.outputs)
+        and all(reader.op == "HardSwish" for reader in tensor.outputs)
+    )
     return (_HARD_SWISH_ZERO, None) if deaf else (None, None)

@@ -9,6 +9,8 @@ _MOST_SLICES: Final = 4096
 _SILENT: Final = 1e-6
 """Share of the slices' mean energy below which a slice has no ratio worth a word."""
 _STILL: Final = 1e-2
+"""Share of its own size that a slice must move by to count as moving."""
+_FAINT: Final = 2e-4
 """Share of the output's range below which nobody misses a slice that has stopped moving."""
 _CONSTANT: Final = 1e-6
 """Share of its own range below which a slice counts as constant."""
@@ -17,7 +19,8 @@ _CONSTANT: Final = 1e-6
 class Slices:
     """Energy, error and range of each slice along one axis, over any number of samples.
 
-    The axis is the last, for four axes and more the second, where ONNX keeps channels. There
+    The axis is the last, for four axes and more the second, where ONNX keeps channels, and so
+    for three when the last is longer than 4096. There
     are no slices when the axis is the only one, has one place or more than 4096, or changes its
     length from sample to sample.
     """
@@ -33,6 +36,8 @@ class Slices:
         if not self._open or reference.size == 0:
             return
         axis = 1 if reference.ndim >= 4 else reference.ndim - 1
+        if reference.ndim == 3 and reference.shape[2] > _MOST_SLICES:
+            axis = 1
         count = reference.shape[axis] if reference.ndim > 1 else 0
         if self._energy is None and 1 < count <= _MOST_SLICES:
             self._energy = np.zeros(count)
@@ -66,7 +71,10 @@ class Slices:
         if self._energy is None:
             return ()
         low, high, result_low, result_high = self._ranges
-        moves = high - low > _STILL * (high.max() - low.min())
+        # Mostly against its own size: scores beside boxes are small, and are what must not die.
+        spread = high - low
+        moves = spread > _STILL * np.maximum(np.abs(low), np.abs(high))
+        moves &= spread > _FAINT * (high.max() - low.min())
         still = result_high - result_low <= _CONSTANT * (high - low)
         return tuple(int(i) for i in np.flatnonzero(moves & still))
 

@@ -56,7 +56,7 @@ class Quantize:
     activations: bool = True
     ranges: Literal["auto", "mse", "minmax"] = "auto"
     weight_bits: int = 8
-    bias_correction: Literal["off", "expected", "measured"] = "measured"
+    bias_correction: Literal["none", "expected", "measured"] = "measured"
 
     def __post_init__(self) -> None:
         if self.weight_bits not in (7, 8):
@@ -102,7 +102,7 @@ class Quantize:
             if row.setting == "rows":
                 gather_rows(model, layer, grid)
                 continue
-            corrects = tuned.bias_correction != "off" and layer.is_dense
+            corrects = tuned.bias_correction != "none" and layer.is_dense
             if corrects and context.statistics is not None:
                 after = layer.to_matrix(grid.dense(layer)).astype(np.float64)
                 shift_means(model, layer, before, after, context.statistics, outputs)
@@ -111,7 +111,7 @@ class Quantize:
             elif layer.is_dense:
                 layer.set_scaled(model, grid.values, grid.scales)
         if integer and context.statistics is not None:
-            self._write_integer(model, integer, context.statistics)
+            self._write_integer(model, integer, context)
         if means is not None:
             means.correct(model, [layer.node for layer, _ in integer], context.feeds)
 
@@ -119,18 +119,26 @@ class Quantize:
         self, model: Model, rows: Mapping[str, Proposal], context: Context
     ) -> FloatMeans | None:
         """What convolutions to be quantized put out on average, if biases are to be measured."""
-        if self.bias_correction != "measured" or not context.feeds:
+        if not context.feeds:
             return None
         nodes = [
             layer.node
             for layer in layers(model)
-            if layer.kind == "Conv" and layer.id in rows and rows[layer.id].setting == "integer"
+            if layer.kind == "Conv"
+            and layer.id in rows
+            and rows[layer.id].setting == "integer"
+            and (context.tuned(self, layer.names) or self).bias_correction == "measured"
         ]
         return FloatMeans(model, nodes, context.feeds) if nodes else None
 
     def _write_integer(
-        self, model: Model, integer: list[tuple[Layer, WeightGrid]], statistics: Statistics
+        self, model: Model, integer: list[tuple[Layer, WeightGrid]], context: Context
     ) -> None:
+        statistics = context.statistics or Statistics()
+        by_input = {
+            layer.input.name: (context.tuned(self, layer.names) or self).ranges
+            for layer, _ in integer
+        }
         outputs = output_names(model)
         regions = find_regions(
             model.graph, [layer.node for layer, _ in integer], outputs, statistics.ranges
@@ -139,15 +147,17 @@ class Quantize:
         for name, grid in regions.grids.items():
             if grid.like not in affine:
                 head = regions.grids.get(grid.like, grid)
-                affine[grid.like] = self._affine(head, statistics)
+                ranges = by_input.get(grid.tensor.name, self.ranges)
+                affine[grid.like] = _affine(head, statistics, ranges)
             affine[name] = affine[grid.like]
         ranks = {name: len(shape) for name, shape in statistics.shapes.items()}
         write_regions(model, regions, affine, integer, ranks)
 
-    def _affine(self, grid: Grid, statistics: Statistics) -> Affine:
-        histogram = statistics.ranges.get(grid.like) or statistics.ranges[grid.tensor.name]
-        low, high = _range(histogram, grid, self.ranges)
-        return Affine(*affine_parameters(low, high))
+
+def _affine(grid: Grid, statistics: Statistics, ranges: str) -> Affine:
+    histogram = statistics.ranges.get(grid.like) or statistics.ranges[grid.tensor.name]
+    low, high = _range(histogram, grid, ranges)
+    return Affine(*affine_parameters(low, high))
 
 
 def _range(histogram: Histogram, grid: Grid, method: str) -> tuple[float, float]:

@@ -101,10 +101,11 @@ class Workshop:
 
     def never_larger(self, attempt: Attempt) -> Attempt:
         """The attempt, or the original as it is where the attempt saves no byte."""
-        if len(attempt.data) < len(self.data):
-            return attempt
-        original = self.existing(self.data, self.model)
-        return replace(original, steps=attempt.steps, only_tidied=True)
+        return attempt if len(attempt.data) < len(self.data) else self.untouched(attempt.steps)
+
+    def untouched(self, steps: int) -> Attempt:
+        """The original itself."""
+        return replace(self.existing(self.data, self.model), steps=steps, only_tidied=True)
 
     def best(self) -> Attempt:
         """The first attempt that keeps the budget on the samples for choosing.

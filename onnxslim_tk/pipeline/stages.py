@@ -1,7 +1,7 @@
 """Carrying a recipe out, stage by stage: observe, propose, choose, apply."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from onnxslim_tk.errors import RecipeError, SessionError
@@ -13,7 +13,7 @@ from onnxslim_tk.measure.runtime import Feed
 from onnxslim_tk.measure.samples import Samples
 from onnxslim_tk.measure.validate import Progress
 from onnxslim_tk.plan.plan import Plan, StagePlan
-from onnxslim_tk.plan.proposal import Context, Pass, Proposal, Refusal, matches
+from onnxslim_tk.plan.proposal import Context, Proposal, Refusal, matches
 from onnxslim_tk.plan.recipe import Recipe, Stage
 from onnxslim_tk.plan.targets import Target
 
@@ -129,14 +129,42 @@ def following(plan: Plan) -> Chooser:
     def choose(
         stage: Stage, proposals: Sequence[Proposal], model: Model, context: Context
     ) -> list[Proposal]:
-        possible = {(p.method, p.targets) for p in proposals}
-        methods: dict[str, Pass] = {method.name: method for method in stage.passes}
+        possible = {(p.method, p.targets, p.setting): p for p in proposals}
+        chosen = []
         for row in rows.get(stage.name, ()):
-            if row.method not in methods or (row.method, row.targets) not in possible:
+            proposal = possible.get((row.method, row.targets, row.setting))
+            if proposal is None:
+                known = [p.setting for p in proposals if p.targets == row.targets]
                 raise RecipeError(
-                    f"plan: {row.method} cannot be done on {row.targets[0]!r} in stage "
-                    f"{stage.name!r} of this model"
+                    f"plan: {row.method} {row.setting!r} cannot be done on {row.targets[0]!r} in "
+                    f"stage {stage.name!r} of this model; possible: {known or 'nothing'}"
                 )
-        return list(rows.get(stage.name, ()))
+            _check_details(row, proposal)
+            chosen.append(replace(row, details={**proposal.details, **row.details}))
+        return chosen
 
     return choose
+
+
+def _check_details(row: Proposal, proposal: Proposal) -> None:
+    """Raise RecipeError for a detail of a row that is not of the kind that its method writes."""
+    for key, value in row.details.items():
+        expected = proposal.details.get(key)
+        if key not in proposal.details or not _alike(value, expected):
+            raise RecipeError(
+                f"plan: {row.method} on {row.targets[0]!r}: detail {key!r} must be like "
+                f"{expected!r}, got {value!r}"
+            )
+
+
+def _alike(value: object, expected: object) -> bool:
+    if isinstance(expected, (list, tuple)):
+        kinds = {type(item) for item in expected} or {int, float}
+        return isinstance(value, (list, tuple)) and all(_is_one_of(v, kinds) for v in value)
+    return _is_one_of(value, {type(expected)})
+
+
+def _is_one_of(value: object, kinds: set[type]) -> bool:
+    # JSON knows one kind of number.
+    number = {int, float} if kinds & {int, float} else set()
+    return type(value) in kinds | number

@@ -33,6 +33,9 @@ DEFAULT_LIMITS: Final[Mapping[OutputKind, Limits]] = MappingProxyType(
 
 
 _USUAL_DROP: Final = 0.01
+_AGREEMENT: Final = "top-1 agreement"
+# Standard errors from end to end of a 95 % interval.
+_DEVIATIONS: Final = 3.92
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +89,14 @@ def verdict(
 ) -> tuple[Check, ...]:
     """Every limit of ``budget`` held against the figures of ``count`` samples.
 
-    What is counted in decisions gates through a bound: it fails where the samples show that the
-    limit is broken. Where they are too few to see the allowed drop of a metric, agreement with
-    the original has to hold as well.
+    What is counted in decisions holds within one standard error of its limit, so that few
+    samples don't fail by chance. A metric that keeps its limit outright, on samples enough to see
+    it, takes the place of agreement with the original; else both have to hold.
     """
     checks: list[Check] = []
     allowed = _USUAL_DROP if budget.max_drop is None else budget.max_drop
     asked = budget.min_agreement is not None
-    told_by_metric = drop is not None and drop.samples * allowed >= 1
+    told_by_metric = drop is not None and drop.drop <= allowed and drop.samples * allowed >= 1
     for output in outputs:
         checks.extend(_health(output))
         limits = budget.limits(output.kind)
@@ -104,6 +107,10 @@ def verdict(
         decides = output.kind in ("classes", "sequence") and output.top1_agreement is not None
         if limits.agreement is not None and decides and (asked or not told_by_metric):
             checks.append(_agreement(output, limits.agreement, count))
+    if asked and not any(check.figure == _AGREEMENT for check in checks):
+        note = "no output decides between classes; --output-kind says which does"
+        limit = budget.min_agreement or 0.0
+        checks.append(Check("outputs", _AGREEMENT, 0.0, limit, False, note))
     if drop is not None:
         checks.append(_drop(drop, allowed))
     return tuple(checks)
@@ -129,7 +136,7 @@ def _agreement(output: OutputFidelity, limit: float, count: int) -> Check:
     value = output.top1_agreement or 0.0
     deviation = sqrt(limit * (1 - limit) / max(count, 1))
     note = f"{count} samples: within {deviation:.3f} of the limit counts as held"
-    return Check(output.name, "top-1 agreement", value, limit, value >= limit - deviation, note)
+    return Check(output.name, _AGREEMENT, value, limit, value >= limit - deviation, note)
 
 
 def _drop(drop: Drop, allowed: float) -> Check:
@@ -137,4 +144,6 @@ def _drop(drop: Drop, allowed: float) -> Check:
     if drop.high > allowed >= drop.low:
         interval = f"[{drop.low:.4f}, {drop.high:.4f}]"
         note = f"{drop.samples} samples tell the drop only to within {interval}"
-    return Check("metric", "drop", drop.drop, allowed, drop.low <= allowed, note)
+    deviation = (drop.high - drop.low) / _DEVIATIONS
+    holds = isfinite(deviation) and drop.drop - deviation <= allowed
+    return Check("metric", "drop", drop.drop, allowed, holds, note)

@@ -48,8 +48,8 @@ class Refusal:
 class Pass(Protocol):
     """A method: settings as fields, and two verbs.
 
-    ``main`` names the field that a bare value in a recipe sets; ``observes`` what must be known
-    from samples; ``needs_samples`` whether the method is of no use without them.
+    ``main`` names the field that a bare value in a recipe sets; ``observes`` what it asks
+    of samples.
     """
 
     name: ClassVar[str]
@@ -105,7 +105,7 @@ class Context:
 
 def matches(pattern: str, names: Sequence[str]) -> bool:
     """Whether a shell-style pattern fits any of a layer's names (case matters)."""
-    return any(fnmatchcase(name, pattern) for name in names)
+    return any(name == pattern or fnmatchcase(name, pattern) for name in names)
 
 
 def with_settings(method: AnyPass, settings: Any) -> AnyPass | None:

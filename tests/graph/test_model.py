@@ -140,6 +140,29 @@ def test_weights_that_bodies_share_with_the_outer_graph_are_stored_once() -> Non
     assert round_trip(back).ByteSize() == back.ByteSize()
 
 
+def test_weights_that_a_loop_shares_with_the_outer_graph_are_stored_once() -> None:
+    text = f"""{HEAD}
+    g (int64 n, float[4, 4] x) => (float[4, 4] y) {{
+        m = MatMul(x, w)
+        yes = Constant<value = bool {{1}}>()
+        y = Loop(n, yes, m)<
+            body = step (int64 i, bool c, float[4, 4] s) => (bool d, float[4, 4] t) {{
+                d = Identity(c)
+                u = MatMul(s, w)
+                t = Add(u, b)
+            }}
+        >
+    }}"""
+    proto = model_of(text, {"w": normal(0, 4, 4, scale=0.3), "b": normal(1, 4)})
+    model = opened(onnx.ModelProto.FromString(proto.SerializeToString()))
+    assert [layer.id for layer in layers(model)] == ["m", "y/body/u"]
+    assert all(layer.is_shared for layer in layers(model))
+    back = to_proto(model.copy())
+    assert sorted(t.name for t in back.graph.initializer) == ["b", "w"]
+    feed = {"n": np.array(3), "x": normal(2, 4, 4)}
+    np.testing.assert_array_equal(outputs(back, feed)["y"], outputs(proto, feed)["y"])
+
+
 def test_a_weight_of_a_middle_body_is_not_copied_into_inner_ones() -> None:
     text = f"""{HEAD}
     g (bool c, float[N, 4] x) => (float[N, 4] y) {{

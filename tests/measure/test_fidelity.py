@@ -186,3 +186,12 @@ def test_needs_every_output_of_the_original() -> None:
 def test_the_primary_output_is_of_floats_if_any_is() -> None:
     assert primary_output({"a": np.array([1]), "b": np.array([1.0])}) == "b"
     assert primary_output({"a": np.array([1]), "b": np.array([2])}) == "a"
+
+
+def test_sees_scores_die_beside_boxes() -> None:
+    boxes, scores = np.abs(normal(4, 40, 4)) * 200, np.abs(normal(4, 40, 3)) / 4
+    reference = np.concatenate([boxes, scores], axis=-1)
+    value = np.concatenate([boxes, 0 * scores], axis=-1)
+    pairs = [(r[None], v[None]) for r, v in zip(reference, value, strict=True)]
+    assert judge(pairs).collapsed_slices == (4, 5, 6)
+    assert judge(pairs).sqnr_db > 40

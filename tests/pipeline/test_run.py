@@ -145,7 +145,7 @@ def test_a_plan_in_integers_needs_its_samples(
     model: Path, samples: Samples, tmp_path: Path
 ) -> None:
     made = plan(model, "balanced", options(samples))
-    with pytest.raises(RecipeError, match="cannot run in integers without samples"):
+    with pytest.raises(RecipeError, match="quantize 'integer' cannot be done on 'm1'"):
         apply(model, tmp_path / "out.onnx", made, options(None))
     assert not (tmp_path / "out.onnx").exists()
 
@@ -157,7 +157,7 @@ def test_a_row_that_is_not_possible_is_refused(
     stage = made.stages[-1]
     strange = replace(stage.rows[0], targets=("nowhere",))
     steps = replace(made, stages=(*made.stages[:-1], replace(stage, rows=(strange,))))
-    with pytest.raises(RecipeError, match="plan: quantize cannot be done on 'nowhere' in stage"):
+    with pytest.raises(RecipeError, match="cannot be done on 'nowhere' in stage"):
         apply(model, tmp_path / "out.onnx", steps, options(samples))
 
 
@@ -350,3 +350,31 @@ def test_inputs_that_nothing_can_be_made_up_for_need_no_run(tmp_path: Path, writ
     report = optimize(model, tmp_path / "out.onnx", "light")
     assert report.validation.latency is None
     assert report.validation.result.file_bytes < report.validation.original.file_bytes / 2
+
+
+@pytest.mark.parametrize("details", [{"entries": ["a"]}, {"nothing": 1}, {"unit": "wide"}])
+def test_details_of_another_kind_are_refused(
+    details: dict[str, object], model: Path, samples: Samples, tmp_path: Path
+) -> None:
+    made = plan(model, SHARING, options(samples))
+    stage = next(s for s in made.stages if any(row.method == "share" for row in s.rows))
+    strange = replace(stage, rows=(replace(stage.rows[0], details=details),))
+    steps = replace(made, stages=tuple(strange if s is stage else s for s in made.stages))
+    with pytest.raises(RecipeError, match=r"plan: share on .*: detail .* must be like"):
+        apply(model, tmp_path / "out.onnx", steps, options(samples))
+
+
+def test_details_that_are_left_out_are_those_of_the_method(
+    model: Path, samples: Samples, tmp_path: Path
+) -> None:
+    made = plan(model, SHARING, options(samples))
+    bare = replace(
+        made,
+        stages=tuple(
+            replace(s, rows=tuple(replace(row, details={}) for row in s.rows)) for s in made.stages
+        ),
+    )
+    whole, short = tmp_path / "whole.onnx", tmp_path / "short.onnx"
+    apply(model, whole, made, options(samples))
+    apply(model, short, bare, options(samples))
+    assert whole.read_bytes() == short.read_bytes()

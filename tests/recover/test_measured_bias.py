@@ -18,7 +18,7 @@ def feeds_of(count: int) -> list[Feed]:
     return [{"image": image[None]} for image in images]
 
 
-def quantized(kind: Literal["off", "expected", "measured"], feeds: list[Feed]) -> bytes:
+def quantized(kind: Literal["none", "expected", "measured"], feeds: list[Feed]) -> bytes:
     model = load(demo.MODEL)
     wanted = frozenset({"mean", "range"})
     statistics = observe(model, feeds, wanted, seed=0)
