@@ -362,7 +362,7 @@ def dense_of(model: Model) -> dict[str, NDArray[Any]]:
 
 
 def test_weights_alone_are_those_of_the_grid_and_run_in_float() -> None:
-    method = Quantize(activations=False, bias_correction="off")
+    method = Quantize(activations=False, bias_correction="none")
     proto = residual_cnn()
     feeds = feeds_of(1, 3, 16, 16)
     model = quantized(proto, feeds, method)
@@ -477,7 +477,7 @@ def test_says_why_a_layer_is_left_alone(reason: str) -> None:
 
 @pytest.mark.parametrize("activations", [True, False])
 def test_what_is_quantized_is_not_quantized_again(activations: bool) -> None:
-    method = Quantize(activations=activations, bias_correction="off")
+    method = Quantize(activations=activations, bias_correction="none")
     feeds = feeds_of(1, 3, 16, 16)
     model = quantized(chain_cnn(), feeds if activations else [], method)
     again = context_of(model, feeds) if activations else Context(ONNXRUNTIME_CPU)
@@ -524,18 +524,18 @@ def test_bias_correction_brings_means_closer(activations: bool) -> None:
     proto = graph(body, IMAGE, 4, {"w": CONV["w"], "v": CONV["v"]})
     feeds = [{"x": 5 + normal(k, 1, 4, 9, 9)} for k in range(6)]
     distance = {}
-    for correction in ("off", "expected"):
+    for correction in ("none", "expected"):
         method = Quantize(activations, weight_bits=7, bias_correction=correction)
         model = quantized(proto, feeds, method)
         shift = [outputs_of(model, f)["y"] - outputs(proto, f)["y"] for f in feeds]
         distance[correction] = float(np.abs(np.mean(shift, axis=(0, 1, 3, 4))).mean())
-    assert distance["expected"] < distance["off"] / 2
+    assert distance["expected"] < distance["none"] / 2
 
 
 def test_bias_correction_leaves_matrix_products_without_bias_in_integers() -> None:
     weights = {"w": normal(0, 32, 48), "v": normal(1, 48, 16)}
     proto = graph("m = MatMul(x, w) r = Relu(m) y = MatMul(r, v)", "8, 32", 2, weights)
-    for correction in ("off", "expected", "measured"):
+    for correction in ("none", "expected", "measured"):
         model = quantized(proto, feeds_of(8, 32), Quantize(bias_correction=correction))
         near(proto, model, feeds_of(8, 32)[0], 30)
         found = running(model)
