@@ -100,7 +100,8 @@ def validate(original: PathLike, result: PathLike, options: Options = _PLAIN) ->
 def pack(source: PathLike, result: PathLike) -> tuple[PackedTensor, ...]:
     """Write the model at ``source`` to ``result`` with the same values in fewer bytes.
 
-    Gives what was changed. The runtime must be able to load both files.
+    Gives what was changed: nothing, and the model as it was, where that saves no byte. The runtime
+    must be able to load both files.
     """
     data = read_model(Path(source))
     _check_target(Path(source), Path(result))
@@ -108,6 +109,9 @@ def pack(source: PathLike, result: PathLike) -> tuple[PackedTensor, ...]:
     model = parse(data, Path(source))
     smaller, changed = packed(model, stored_provenance(model))
     Session(smaller)
+    if len(smaller) >= len(data):
+        write_file(data, Path(result))
+        return ()
     write_file(smaller, Path(result))
     return tuple(changed)
 
@@ -124,6 +128,9 @@ def _open(source: Path, recipe: str | Recipe, options: Options, result: Path | N
         samples = read_samples(
             Path(samples), session.inputs, options.images, options.limit, options.seed
         )
+    budget = chosen.budget if options.budget is None else options.budget
+    if budget.max_drop is not None and options.metric is None:
+        raise RecipeError("budget: max drop needs a metric to be measured by, none is given")
     if options.metric is not None and (samples is None or samples.labels is None):
         raise CalibrationError(f"metric: {options.metric.name} needs samples with labels")
     return Workshop(source, data, model, session.inputs, chosen, samples, options)

@@ -378,3 +378,9 @@ def test_details_that_are_left_out_are_those_of_the_method(
     apply(model, whole, made, options(samples))
     apply(model, short, bare, options(samples))
     assert whole.read_bytes() == short.read_bytes()
+
+
+def test_a_drop_without_a_metric_is_refused(model: Path, samples: Samples, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="max drop needs a metric"):
+        optimize(model, tmp_path / "out.onnx", "light", options(samples, Budget(max_drop=0.01)))
+    assert not (tmp_path / "out.onnx").exists()
