@@ -128,12 +128,19 @@ class Workshop:
         return replace(self.attempt(lossless, steps), only_tidied=True)
 
     def holds(self, attempt: Attempt) -> bool:
-        """Whether an attempt runs and keeps the budget on the samples for choosing."""
+        """Whether an attempt runs and keeps the budget on the samples for choosing.
+
+        Raises SessionError where the original doesn't run on them.
+        """
         if self.parts is None:
             return True
         try:
             found = self.measure(attempt, self.parts.choose, "check")
         except SessionError:
+            # A sample that the original cannot run either is not the attempt's fault.
+            original = Session(self.data)
+            for feed in self.parts.choose.feeds:
+                original.run(feed)
             return False
         return all(check.holds for check in self.checks(found))
 

@@ -20,6 +20,7 @@ from onnxslim_tk.pipeline.files import (
 from onnxslim_tk.pipeline.judge import judge
 from onnxslim_tk.pipeline.options import Options, PathLike
 from onnxslim_tk.pipeline.stages import following
+from onnxslim_tk.plan.budget import Budget
 from onnxslim_tk.plan.plan import Plan, read_plan
 from onnxslim_tk.plan.recipe import Recipe, read_recipe
 from onnxslim_tk.report.outcome import Report
@@ -37,8 +38,8 @@ def optimize(
 
     Steps back to milder settings until the budget holds on the samples for choosing; where none
     does, writes the tidied model, or the original where tidying saves nothing, and the report
-    says so. Raises an OnnxSlimError, with nothing
-    written, for a model, recipe or samples that can't be used.
+    says so. Raises an OnnxSlimError, with nothing written, for a model, recipe or samples that
+    can't be used.
     """
     started = time.process_time()
     shop = _open(Path(source), recipe, options, Path(result))
@@ -129,6 +130,8 @@ def _open(source: Path, recipe: str | Recipe, options: Options, result: Path | N
             Path(samples), session.inputs, options.images, options.limit, options.seed
         )
     budget = chosen.budget if options.budget is None else options.budget
+    if budget != Budget() and samples is None:
+        raise CalibrationError("budget: its limits need samples to be checked with, none are given")
     if budget.max_drop is not None and options.metric is None:
         raise RecipeError("budget: max drop needs a metric to be measured by, none is given")
     if options.metric is not None and (samples is None or samples.labels is None):

@@ -33,8 +33,9 @@ SHARING = recipe("stages: {tidy: [clean, fuse], sharing: [{share: 4}], numbers: 
 EASY = Budget(min_sqnr_db=15, min_agreement=0)
 
 
-def options(samples: Samples | None, budget: Budget = EASY, seed: int = 0) -> Options:
-    return Options(calibration=samples, budget=budget, seed=seed)
+def options(samples: Samples | None, budget: Budget | None = None, seed: int = 0) -> Options:
+    usual = None if samples is None else EASY
+    return Options(calibration=samples, budget=budget or usual, seed=seed)
 
 
 def test_compresses_with_samples_and_keeps_what_the_file_says(
@@ -383,4 +384,10 @@ def test_details_that_are_left_out_are_those_of_the_method(
 def test_a_drop_without_a_metric_is_refused(model: Path, samples: Samples, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="max drop needs a metric"):
         optimize(model, tmp_path / "out.onnx", "light", options(samples, Budget(max_drop=0.01)))
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_limits_without_samples_are_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="its limits need samples"):
+        optimize(model, tmp_path / "out.onnx", "light", options(None, Budget(min_sqnr_db=20)))
     assert not (tmp_path / "out.onnx").exists()
