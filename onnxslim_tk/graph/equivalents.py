@@ -77,7 +77,7 @@ class _Gated:
 
 
 def _hard_sigmoid(clip: Node, outputs: set[str], here: set[int]) -> _Gated | None:
-    ends = clip_range(clip)
+    ends, last = clip_range(clip), clip.outputs[0]
     add = clip.inputs[0].inputs[0] if clip.inputs[0].inputs else None
     if ends is None or ends[0] != 0.0 or not ends[1] or ends[1] <= 0 or add is None:
         return None
@@ -88,7 +88,6 @@ def _hard_sigmoid(clip: Node, outputs: set[str], here: set[int]) -> _Gated | Non
     if source is None or line is None or line[0] != 1.0 or not 0 < line[1] < ends[1]:
         return None
     product: Node | None = None
-    last = clip.outputs[0]
     behind = sole_reader(last, outputs)
     if behind is not None and behind.op == "Mul" and _reads(behind, source):
         last = behind.outputs[0]
