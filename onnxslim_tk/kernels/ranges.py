@@ -161,22 +161,24 @@ def entropy_range(histogram: Histogram) -> tuple[float, float]:
         counts[np.searchsorted(edges, 0.0, side="right") - 1] -= histogram.zeros
     if not counts.any() or high - low < np.finfo(np.float32).tiny:
         return low, high
-    centres = (edges[:-1] + edges[1:]) / 2
-    ends = [(max(low, -t), min(high, t)) for t in max(-low, high) * _THRESHOLDS]
-    lost = [_divergence(counts, centres, *pair) for pair in ends]
+    thresholds = (max(-low, high) * _THRESHOLDS).tolist()
+    ends = [(max(low, -t), min(high, t)) for t in thresholds]
+    # Values that all lie far from zero leave nothing inside a low threshold.
+    ends = [(a, b) for a, b in ends if b > edges[0] and a < edges[-1]]
+    lost = [_divergence(counts, edges, *pair) for pair in ends]
     return ends[int(np.argmin(lost))]
 
 
-def _divergence(counts: Floats, centres: Floats, low: float, high: float) -> float:
+def _divergence(counts: Floats, edges: Floats, low: float, high: float) -> float:
     """KL divergence in nats of the clipped counts from those spread over the grid's cells."""
-    inside = np.flatnonzero((centres >= low) & (centres <= high))
-    if not len(inside):
-        return float("inf")
-    kept = counts[inside[0] : inside[-1] + 1]
+    first = max(int(np.searchsorted(edges, low, side="right")) - 1, 0)
+    past = int(np.searchsorted(edges[:-1], high, side="right"))
+    kept = counts[first:past]
     clipped = kept.copy()
-    clipped[0] += counts[: inside[0]].sum()
-    clipped[-1] += counts[inside[-1] + 1 :].sum()
-    cells = np.rint((centres[inside] - low) * (_LEVELS / (high - low))).astype(np.int64)
+    clipped[0] += counts[:first].sum()
+    clipped[-1] += counts[past:].sum()
+    centres = np.clip((edges[first:past] + edges[first + 1 : past + 1]) / 2, low, high)
+    cells = np.rint((centres - low) * (_LEVELS / (high - low))).astype(np.int64)
     filled = kept > 0
     sums = np.bincount(cells, kept, _LEVELS + 1)
     places = np.bincount(cells, filled, _LEVELS + 1)
