@@ -1,17 +1,22 @@
 """Ranges of activations: a histogram that grows with the data, and uint8 grids chosen from it."""
 
 from math import floor, frexp, isfinite
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Method = Literal["minmax", "moving-average", "percentile", "mse", "entropy"]
+METHODS: Final[tuple[Method, ...]] = ("minmax", "moving-average", "percentile", "mse", "entropy")
 BINS: Final = 2048
 _LEVELS: Final = 255
 _SHRINK: Final = 0.5 ** (np.arange(41) / 8)
 # A narrower range has to pay: the histogram's measure is an estimate.
 _GAIN: Final = 0.98
+_PERCENT: Final = 99.99
+# Thresholds that the entropy is computed for; below an eighth of the range none is worth it.
+_THRESHOLDS: Final = np.linspace(1.0, 0.125, 57)
 
 
 class Histogram:
@@ -20,7 +25,7 @@ class Histogram:
     Bin k spans ``[k, k + 1) * width`` with a power of two as width, so the counts don't depend on
     how the stream was cut or ordered, and memory doesn't depend on its length. ``low`` and
     ``high`` are the exact extent (0 while empty), ``total`` the number of values, ``zeros`` how
-    many of them are exactly zero.
+    many of them are exactly zero. ``mean_extremes`` alone depends on how the stream was cut.
     """
 
     def __init__(self) -> None:
@@ -31,6 +36,14 @@ class Histogram:
         self.counts: NDArray[np.int64] = np.zeros(0, np.int64)
         self._first = 0
         self._exponent = 0
+        self._batches = 0
+        self._extremes = np.zeros(2)
+
+    @property
+    def mean_extremes(self) -> tuple[float, float]:
+        """Averages of the batches' least and greatest values, a batch being what one call adds."""
+        low, high = self._extremes / max(self._batches, 1)
+        return float(low), float(high)
 
     @property
     def width(self) -> float:
@@ -51,6 +64,8 @@ class Histogram:
         low, high = float(flat.min()), float(flat.max())
         if not isfinite(high - low):
             raise ValueError("Histogram: values must be finite")
+        self._batches += 1
+        self._extremes += (low, high)
         if self.total:
             low, high = min(low, self.low), max(high, self.high)
         exponent = _exponent(low, high)
@@ -95,6 +110,84 @@ def affine_parameters(low: float, high: float) -> tuple[np.float32, int]:
         return np.float32(1), 0
     scale = np.float32(min(step, float(limits.max)))
     return scale, min(max(round(-low / float(scale)), 0), _LEVELS)
+
+
+def activation_range(
+    histogram: Histogram, method: Method, floor: float | None = None, ceiling: float | None = None
+) -> tuple[float, float]:
+    """The range ``(low, high)``, 0 in it, that ``method`` picks for a uint8 grid.
+
+    ``floor`` is a low end that is fixed (see mse_range), ``ceiling`` what the high end must not
+    exceed. Raises ValueError for an unknown method.
+    """
+    if method == "mse":
+        low, high = mse_range(histogram, floor)
+    elif method == "entropy":
+        low, high = entropy_range(histogram)
+    elif method == "percentile":
+        low, high = percentile_range(histogram)
+    elif method == "moving-average":
+        low, high = histogram.mean_extremes
+    elif method == "minmax":
+        low, high = histogram.low, histogram.high
+    else:
+        raise ValueError(f"activation_range: method must be one of {METHODS}, got {method!r}")
+    low = min(low, 0.0) if floor is None else floor
+    return low, max(high, 0.0) if ceiling is None else min(max(high, 0.0), ceiling)
+
+
+def percentile_range(histogram: Histogram, percent: float = _PERCENT) -> tuple[float, float]:
+    """The range beyond either end of which ``100 - percent`` of the values lie (Wu et al., 2020).
+
+    An empty histogram gives ``(0, 0)``. Raises ValueError for a percent outside ``[50, 100]``.
+    """
+    if not 50 <= percent <= 100:
+        raise ValueError(f"percentile_range: percent must be in [50, 100], got {percent}")
+    if not histogram.total:
+        return 0.0, 0.0
+    return histogram.percentile(100 - percent), histogram.percentile(percent)
+
+
+def entropy_range(histogram: Histogram) -> tuple[float, float]:
+    """The range that loses least information: Kullback and Leibler's divergence (Migacz, 2017).
+
+    One threshold cuts the magnitudes on both sides. What lies outside counts at the ends for the
+    distribution as it is, and not at all for the one on the grid; exact zeros, which a grid always
+    holds, are left out. An empty histogram gives ``(0, 0)``.
+    """
+    low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
+    counts, edges = histogram.counts.astype(np.float64), histogram.edges
+    if histogram.zeros:
+        counts[np.searchsorted(edges, 0.0, side="right") - 1] -= histogram.zeros
+    if not counts.any() or high - low < np.finfo(np.float32).tiny:
+        return low, high
+    thresholds = (max(-low, high) * _THRESHOLDS).tolist()
+    ends = [(max(low, -t), min(high, t)) for t in thresholds]
+    # Values that all lie far from zero leave nothing inside a low threshold.
+    ends = [(a, b) for a, b in ends if b > edges[0] and a < edges[-1]]
+    lost = [_divergence(counts, edges, *pair) for pair in ends]
+    return ends[int(np.argmin(lost))]
+
+
+def _divergence(counts: Floats, edges: Floats, low: float, high: float) -> float:
+    """KL divergence in nats of the clipped counts from those spread over the grid's cells."""
+    first = max(int(np.searchsorted(edges, low, side="right")) - 1, 0)
+    past = int(np.searchsorted(edges[:-1], high, side="right"))
+    kept = counts[first:past]
+    clipped = kept.copy()
+    clipped[0] += counts[:first].sum()
+    clipped[-1] += counts[past:].sum()
+    centres = np.clip((edges[first:past] + edges[first + 1 : past + 1]) / 2, low, high)
+    cells = np.rint((centres - low) * (_LEVELS / (high - low))).astype(np.int64)
+    filled = kept > 0
+    sums = np.bincount(cells, kept, _LEVELS + 1)
+    places = np.bincount(cells, filled, _LEVELS + 1)
+    spread = np.where(filled, sums[cells] / np.maximum(places[cells], 1), 0.0)
+    # Nothing inside at an end to which all that lies outside was moved: one count, not none.
+    spread[clipped > 0] = np.maximum(spread[clipped > 0], 1.0)
+    p, q = clipped / clipped.sum(), spread / spread.sum()
+    some = p > 0
+    return float((p[some] * np.log(p[some] / q[some])).sum())
 
 
 def mse_range(histogram: Histogram, low_fixed: float | None = None) -> tuple[float, float]:

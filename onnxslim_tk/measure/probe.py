@@ -1,6 +1,6 @@
 """Probing: what one rewrite alone does to the model's outputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -47,15 +47,25 @@ class Probe:
             values = [session.run(feed, self._names) for feed in self._feeds]
         except SessionError:
             return float("inf")
-        errors = []
-        for name in self._names:
-            noise = energy = 0.0
-            for before, after in zip(self._reference, values, strict=True):
-                more_noise, more_energy = _squares(before[name], after[name])
-                noise += more_noise
-                energy += more_energy
-            errors.append(noise / energy if energy > _SILENT else noise)
-        return float(np.mean(errors)) if errors else 0.0
+        return float(output_errors(self._names, self._reference, values).mean())
+
+
+def output_errors(
+    names: Sequence[str],
+    reference: Sequence[Mapping[str, NDArray[Any]]],
+    values: Sequence[Mapping[str, NDArray[Any]]],
+) -> NDArray[np.float64]:
+    """Squared errors ``(feeds,)`` of the outputs ``names`` over their mean squares.
+
+    Means over outputs, as :meth:`Probe.difference` has them.
+    """
+    errors = np.zeros((max(len(names), 1), len(values)))
+    for row, name in zip(errors, names, strict=False):
+        pairs = zip(reference, values, strict=True)
+        squares = np.array([_squares(before[name], after[name]) for before, after in pairs])
+        energy = float(squares[:, 1].mean())
+        row[:] = squares[:, 0] / (energy if energy * len(values) > _SILENT else 1 / len(values))
+    return np.asarray(errors.mean(axis=0), np.float64)
 
 
 def _squares(reference: NDArray[Any], value: NDArray[Any]) -> tuple[float, float]:

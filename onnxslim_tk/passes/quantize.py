@@ -9,25 +9,20 @@ from numpy.typing import NDArray
 
 from onnxslim_tk.errors import ModelError, RecipeError
 from onnxslim_tk.graph.edit import input_at, output_names, values_of
-from onnxslim_tk.graph.grids import Affine, fitted
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.graph.opset import raise_opset
 from onnxslim_tk.graph.qdq import WeightGrid, gather_rows, write_regions
-from onnxslim_tk.graph.regions import Grid, find_regions
+from onnxslim_tk.graph.regions import find_regions
 from onnxslim_tk.kernels.least_squares import relative_error
-from onnxslim_tk.kernels.ranges import (
-    Histogram,
-    affine_parameters,
-    expected_error,
-    mse_range,
-)
+from onnxslim_tk.kernels.ranges import METHODS, expected_error, mse_range
 from onnxslim_tk.kernels.rounding import symmetric_scales, to_grid
 from onnxslim_tk.measure.observe import Statistics
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
 from onnxslim_tk.recover.bias import shift_means
 from onnxslim_tk.recover.measured_bias import FloatMeans
+from onnxslim_tk.recover.ranges import Ranges, choose_grids
 
 Array = NDArray[Any]
 _ALREADY = "quantized already"
@@ -42,9 +37,9 @@ _FLOAT_OVERHEAD = 120
 class Quantize:
     """Int8 by layer: in integers where samples show the ranges, else int8 weights run in float.
 
-    ``activations`` false keeps all arithmetic in float; ``ranges`` picks the grid of activations
-    by least squared error, by extremes, or (auto) by error for convolutions and by extremes for
-    matrix products, whose inputs have outliers that matter; ``weight_bits`` 7 is for CPUs without
+    ``activations`` false keeps all arithmetic in float; ``ranges`` is the method that picks the
+    grids of activations, ``auto`` the one that suits the operator, or for the tensors that matter
+    most the one that disturbs the model's outputs least; ``weight_bits`` 7 is for CPUs without
     VNNI, where sums of 8-bit products can saturate (Jacob et al., 2018; Krishnamoorthi, 2018).
     ``bias_correction`` keeps the mean outputs of layers: as expected from the means of their
     inputs, and then as measured in the quantized model, where that brings its outputs closer.
@@ -55,15 +50,16 @@ class Quantize:
     observes: ClassVar[frozenset[Observable]] = frozenset({"mean", "range"})
 
     activations: bool = True
-    ranges: Literal["auto", "mse", "minmax"] = "auto"
+    ranges: Ranges = "auto"
     weight_bits: int = 8
     bias_correction: Literal["none", "expected", "measured"] = "measured"
 
     def __post_init__(self) -> None:
         if self.weight_bits not in (7, 8):
             raise RecipeError(f"quantize: weight bits must be 7 or 8, got {self.weight_bits}")
-        if self.ranges not in ("auto", "mse", "minmax"):
-            raise RecipeError(f"quantize: ranges must be auto, mse or minmax, got {self.ranges!r}")
+        if self.ranges not in ("auto", *METHODS):
+            known = ", ".join(METHODS)
+            raise RecipeError(f"quantize: ranges must be auto, {known}, got {self.ranges!r}")
 
     def propose(self, model: Model, context: Context) -> Iterator[Proposal | Refusal]:
         """One row a layer: ``integer``, then ``float`` (int8 weights, float arithmetic)."""
@@ -143,31 +139,10 @@ class Quantize:
         outputs = output_names(model)
         extents = {name: (found.low, found.high) for name, found in statistics.ranges.items()}
         regions = find_regions(model.graph, [layer.node for layer, _ in integer], outputs, extents)
-        affine: dict[str, Affine] = {}
-        for name, grid in regions.grids.items():
-            if grid.like not in affine:
-                head = regions.grids.get(grid.like, grid)
-                ranges = by_input.get(grid.tensor.name, self.ranges)
-                affine[grid.like] = fitted(head, _affine(head, statistics, ranges))
-            affine[name] = affine[grid.like]
+        methods = {name: by_input.get(name, self.ranges) for name in regions.grids}
+        affine = choose_grids(model, regions, statistics, methods, context.feeds)
         ranks = {name: len(shape) for name, shape in statistics.shapes.items()}
         write_regions(model, regions, affine, integer, ranks)
-
-
-def _affine(grid: Grid, statistics: Statistics, ranges: str) -> Affine:
-    histogram = statistics.ranges.get(grid.like) or statistics.ranges[grid.tensor.name]
-    low, high = _range(histogram, grid, ranges)
-    return Affine(*affine_parameters(low, high))
-
-
-def _range(histogram: Histogram, grid: Grid, method: str) -> tuple[float, float]:
-    by_error = method == "mse" or (method == "auto" and (grid.feeds_conv or grid.made_in_integers))
-    if by_error:
-        low, high = mse_range(histogram, grid.floor)
-    else:
-        low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
-        low = low if grid.floor is None else grid.floor
-    return low, high if grid.ceiling is None else min(high, grid.ceiling)
 
 
 def _too_old(model: Model) -> str:

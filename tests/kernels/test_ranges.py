@@ -9,10 +9,15 @@ from numpy.typing import NDArray
 
 from onnxslim_tk.kernels.ranges import (
     BINS,
+    METHODS,
     Histogram,
+    Method,
+    activation_range,
     affine_parameters,
+    entropy_range,
     expected_error,
     mse_range,
+    percentile_range,
 )
 
 Array = NDArray[Any]
@@ -205,3 +210,73 @@ def test_ranges_of_degenerate_streams() -> None:
     assert mse_range(counted(np.full(9, 5.0))) == pytest.approx((0, 5))
     assert mse_range(counted(np.full(9, -5.0))) == pytest.approx((-5, 0))
     assert mse_range(counted(np.full(9, -5.0)), low_fixed=0) == (0, 0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_method_gives_a_range_within_the_extremes_that_holds_zero(
+    method: Method, kind: str
+) -> None:
+    values = samples(kind)
+    low, high = activation_range(counted(*np.split(values, 8)), method)
+    step = (max(values.max(), 0) - min(values.min(), 0)) / 255
+    assert min(values.min(), 0) - step <= low <= 0 <= high <= max(values.max(), 0) + step
+    inside = (values >= low - step) & (values <= high + step)
+    assert inside.mean() > 0.98
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_obeys_ends_that_are_fixed(method: Method) -> None:
+    low, high = activation_range(counted(samples("normal")), method, floor=0.0, ceiling=2.5)
+    assert low == 0
+    assert 1.5 < high <= 2.5 * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_empty_histogram_has_an_empty_range_by_every_method(method: Method) -> None:
+    assert activation_range(Histogram(), method) == (0.0, 0.0)
+    assert activation_range(counted(np.zeros(9)), method) == (0.0, 0.0)
+
+
+def test_an_unknown_method_and_percent_are_refused() -> None:
+    with pytest.raises(ValueError, match="activation_range: method must be one of"):
+        activation_range(Histogram(), "widest")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"percentile_range: percent must be in \[50, 100\]"):
+        percentile_range(Histogram(), 30)
+
+
+@given(batches)
+def test_mean_extremes_are_the_average_of_the_batches(parts: list[Array]) -> None:
+    full = [part.astype(np.float64) for part in parts if part.size]
+    expected = np.mean([(p.min(), p.max()) for p in full], axis=0) if full else (0.0, 0.0)
+    np.testing.assert_allclose(counted(*parts).mean_extremes, expected, rtol=1e-9, atol=1e-300)
+
+
+def test_one_batch_of_outliers_moves_the_average_less_than_the_extremes() -> None:
+    parts = [np.array([-1.0, 1.0])] * 9 + [np.array([-1.0, 101.0])]
+    assert activation_range(counted(*parts), "minmax") == (-1, 101)
+    assert activation_range(counted(*parts), "moving-average") == (-1, 11)
+
+
+def test_the_percentile_cuts_a_hundredth_of_a_percent_at_either_end() -> None:
+    values = np.linspace(-1, 3, 100_001)
+    low, high = percentile_range(counted(values))
+    assert low == pytest.approx(-1 + 4e-4, abs=5e-5)
+    assert high == pytest.approx(3 - 4e-4, abs=5e-5)
+
+
+def test_entropy_gives_up_a_long_thin_tail_but_not_what_a_mode_holds() -> None:
+    bulk = np.random.default_rng(4).normal(size=200_000)
+    low, high = entropy_range(counted(bulk, np.array([60.0])))
+    assert high < 30
+    # A bright background far from zero is no tail.
+    low, high = entropy_range(counted(np.repeat([-0.4, 2.8], 5000), np.linspace(-0.4, 2.8, 256)))
+    assert (low, high) == pytest.approx((-0.4, 2.8))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_entropy_is_the_same_in_a_mirror_and_at_any_scale(sign: int) -> None:
+    values = samples("relu")
+    _, high = entropy_range(counted(values))
+    ends = entropy_range(counted(values * sign * 64))
+    assert max(ends, key=abs) == pytest.approx(sign * 64 * high, rel=0.05)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model, to_proto
+from onnxslim_tk.kernels.ranges import METHODS
 from onnxslim_tk.measure.observe import observe
 from onnxslim_tk.measure.runtime import Session, running_operators
 from onnxslim_tk.measure.validate import INTEGER_KERNELS
@@ -615,7 +616,7 @@ def test_excluded_and_tuned_layers_get_what_the_recipe_says() -> None:
     assert list(EXPECTED.propose(model, context)) == []
 
 
-@pytest.mark.parametrize("ranges", ["minmax", "mse", "auto"])
+@pytest.mark.parametrize("ranges", ["auto", *METHODS])
 def test_any_way_to_pick_ranges_keeps_the_outputs(ranges: Any) -> None:
     feeds = feeds_of(1, 3, 16, 16)
     method = Quantize(ranges=ranges, bias_correction="expected")
@@ -637,7 +638,11 @@ def test_activations_that_end_at_zero_have_their_zero_there() -> None:
     ("settings", "message"),
     [
         ({"weight_bits": 4}, "quantize: weight bits must be 7 or 8, got 4"),
-        ({"ranges": "wide"}, "quantize: ranges must be auto, mse or minmax, got 'wide'"),
+        (
+            {"ranges": "wide"},
+            "quantize: ranges must be auto, minmax, moving-average, percentile, mse, entropy, "
+            "got 'wide'",
+        ),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:

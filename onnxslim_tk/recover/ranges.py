@@ -1,0 +1,148 @@
+"""Grids of activations: from what samples show, and where that pays, by the model's outputs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import prod, sqrt
+from typing import Final, Literal
+
+import numpy as np
+
+from onnxslim_tk.errors import SessionError
+from onnxslim_tk.graph.grids import Affine, fitted
+from onnxslim_tk.graph.model import Model
+from onnxslim_tk.graph.regions import Grid, Regions
+from onnxslim_tk.kernels.ranges import (
+    Histogram,
+    Method,
+    activation_range,
+    affine_parameters,
+)
+from onnxslim_tk.measure.observe import Statistics
+from onnxslim_tk.measure.runtime import Feed
+from onnxslim_tk.recover.grid_probe import Floats, GridProbe
+
+Ranges = Literal["auto", "minmax", "moving-average", "percentile", "mse", "entropy"]
+# Shares of the full range that are tried beside what the methods say.
+_SHARES: Final = (1.0, 0.7, 0.5)
+# Tensors that make up so much of the noise at the outputs get a choice, if they are not too many.
+_WORST: Final = 0.95
+_MOST_TENSORS: Final = 12
+# The few worst are also narrowed two at a time: one alone gains nothing where the other, which
+# is made from it, drowns the same values.
+_PAIRED: Final = 4
+_FEWEST_FEEDS: Final = 4
+_MOST_FEEDS: Final = 16
+# Values that may pass grids in one try; big inputs bring many positions each.
+_ENOUGH_VALUES: Final = 50_000_000
+# What a choice has to gain, so that it isn't chance.
+_GAIN: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """A grid that tensors share, with its candidates, the method's own first."""
+
+    grid: Grid
+    candidates: tuple[Affine, ...]
+
+
+def choose_grids(
+    model: Model,
+    regions: Regions,
+    statistics: Statistics,
+    methods: Mapping[str, Ranges],
+    feeds: Sequence[Feed],
+) -> dict[str, Affine]:
+    """The uint8 grid of every tensor of ``regions``, by tensor name.
+
+    ``methods`` says by tensor name how ranges are picked. ``auto`` begins with least squared error
+    for what convolutions read or integer operators make, and with extremes for all else (inputs
+    of matrix products have outliers that matter); on ``feeds`` the tensors that disturb the
+    model's outputs most then get the candidate that disturbs them least, one after the other.
+    ``model`` is the float model, in operator set 13 or newer; it is only read.
+    """
+    heads = {}
+    for grid in regions.grids.values():
+        if grid.like not in heads:
+            head = regions.grids.get(grid.like, grid)
+            heads[grid.like] = _head(head, statistics, methods.get(grid.tensor.name, "auto"))
+    chosen = {like: head.candidates[0] for like, head in heads.items()}
+    if feeds and any(len(head.candidates) > 1 for head in heads.values()):
+        chosen = _by_outputs(model, regions, heads, chosen, statistics, feeds)
+    return {name: chosen[grid.like] for name, grid in regions.grids.items()}
+
+
+def _head(grid: Grid, statistics: Statistics, ranges: Ranges) -> _Head:
+    histogram = statistics.ranges.get(grid.like) or statistics.ranges[grid.tensor.name]
+    if ranges != "auto":
+        return _Head(grid, (_affine(histogram, ranges, grid),))
+    methods: tuple[Method, ...] = ("minmax", "mse")
+    by_error = grid.feeds_conv or grid.made_in_integers
+    found = [_affine(histogram, m, grid) for m in (methods[::-1] if by_error else methods)]
+    found += [_affine(histogram, "minmax", grid, share) for share in _SHARES]
+    return _Head(grid, tuple(dict.fromkeys(found)))
+
+
+def _affine(histogram: Histogram, method: Method, grid: Grid, share: float = 1.0) -> Affine:
+    low, high = activation_range(histogram, method, grid.floor, grid.ceiling)
+    low = low if grid.floor is not None else low * share
+    return fitted(grid, Affine(*affine_parameters(low, high * share)))
+
+
+def _by_outputs(
+    model: Model,
+    regions: Regions,
+    heads: Mapping[str, _Head],
+    default: Mapping[str, Affine],
+    statistics: Statistics,
+    feeds: Sequence[Feed],
+) -> dict[str, Affine]:
+    """Coordinate descent over the worst grids, kept where feeds that it didn't see agree."""
+    values = sum(prod(statistics.shapes.get(like, ())) for like in heads)
+    count = min(max(_ENOUGH_VALUES // max(values, 1), _FEWEST_FEEDS), _MOST_FEEDS)
+    seen, others = feeds[:count], feeds[count : 2 * count]
+    try:
+        probe = GridProbe(model, regions, seen)
+    except SessionError:
+        # The model as it is ran before; with switches in it the runtime may refuse.
+        return dict(default)
+    worst = _worst(probe, heads, default)
+    chosen = dict(default)
+    errors = probe.errors(chosen)
+    for change in _changes(worst, heads):
+        tried = probe.errors(chosen | change)
+        if any(chosen[like] != grid for like, grid in change.items()) and _pays(errors, tried):
+            errors, chosen = tried, chosen | change
+    if others and chosen != default:
+        judge = GridProbe(model, regions, others)
+        if not judge.errors(chosen).mean() < judge.errors(default).mean():
+            return dict(default)
+    return chosen
+
+
+def _worst(probe: GridProbe, heads: Mapping[str, _Head], grids: Mapping[str, Affine]) -> list[str]:
+    """The grids that alone make most of the noise at the outputs, the worst first."""
+    alone = {like: float(probe.errors({like: grid}, feeds=1)[0]) for like, grid in grids.items()}
+    order = sorted(alone, key=lambda like: -alone[like])
+    shares = np.cumsum([alone[like] for like in order])
+    enough = int(np.searchsorted(shares, _WORST * shares[-1])) + 1
+    return [like for like in order[:enough] if len(heads[like].candidates) > 1][:_MOST_TENSORS]
+
+
+def _changes(worst: Sequence[str], heads: Mapping[str, _Head]) -> Iterator[dict[str, Affine]]:
+    """What is tried, in order: pairs made as narrow as may be, then single grids."""
+    for pair in combinations(worst[:_PAIRED], 2):
+        yield {like: heads[like].candidates[-1] for like in pair}
+    for like in worst:
+        for candidate in heads[like].candidates:
+            yield {like: candidate}
+
+
+def _pays(before: Floats, after: Floats) -> bool:
+    """Whether errors ``(feeds,)`` fell by more than what chance lets expect."""
+    gains = before - after
+    if not np.isfinite(gains).all():
+        return False
+    doubt = gains.std(ddof=1) / sqrt(len(gains)) if len(gains) > 1 else 0.0
+    return bool(gains.mean() > max(doubt, _GAIN * before.mean()))
