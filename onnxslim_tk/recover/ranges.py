@@ -25,6 +25,8 @@ from onnxslim_tk.recover.grid_probe import Floats, GridProbe
 Ranges = Literal["auto", "minmax", "moving-average", "percentile", "mse", "entropy"]
 # Shares of the full range that are tried beside what the methods say.
 _SHARES: Final = (1.0, 0.7, 0.5)
+# Methods that are tried on all tensors at once, before single ones are looked at.
+_TRIED: Final[tuple[Method, ...]] = ("percentile", "mse", "minmax")
 # Tensors that make up so much of the noise at the outputs get a choice, if they are not too many.
 _WORST: Final = 0.95
 _MOST_TENSORS: Final = 12
@@ -41,10 +43,19 @@ _GAIN: Final = 0.01
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """A grid that tensors share, with its candidates, the method's own first."""
+    """A grid that tensors share: what each method that is tried says, and narrower shares of it.
+
+    The method's own comes first.
+    """
 
     grid: Grid
-    candidates: tuple[Affine, ...]
+    by_method: tuple[Affine, ...]
+    shares: tuple[Affine, ...] = ()
+
+    @property
+    def candidates(self) -> tuple[Affine, ...]:
+        """All different candidates, the method's own first."""
+        return tuple(dict.fromkeys((*self.by_method, *self.shares)))
 
 
 def choose_grids(
@@ -77,11 +88,11 @@ def _head(grid: Grid, statistics: Statistics, ranges: Ranges) -> _Head:
     histogram = statistics.ranges.get(grid.like) or statistics.ranges[grid.tensor.name]
     if ranges != "auto":
         return _Head(grid, (_affine(histogram, ranges, grid),))
-    methods: tuple[Method, ...] = ("minmax", "mse")
     by_error = grid.feeds_conv or grid.made_in_integers
-    found = [_affine(histogram, m, grid) for m in (methods[::-1] if by_error else methods)]
-    found += [_affine(histogram, "minmax", grid, share) for share in _SHARES]
-    return _Head(grid, tuple(dict.fromkeys(found)))
+    first: Method = "mse" if by_error else "minmax"
+    found = [_affine(histogram, method, grid) for method in (first, *_TRIED)]
+    shares = [_affine(histogram, "minmax", grid, share) for share in _SHARES]
+    return _Head(grid, tuple(found), tuple(shares))
 
 
 def _affine(histogram: Histogram, method: Method, grid: Grid, share: float = 1.0) -> Affine:
@@ -107,9 +118,13 @@ def _by_outputs(
     except SessionError:
         # The model as it is ran before; with switches in it the runtime may refuse.
         return dict(default)
-    worst = _worst(probe, heads, default)
     chosen = dict(default)
     errors = probe.errors(chosen)
+    for start in _starts(heads):
+        tried = probe.errors(start)
+        if start != chosen and _pays(errors, tried):
+            errors, chosen = tried, start
+    worst = _worst(probe, heads, chosen)
     for change in _changes(worst, heads):
         tried = probe.errors(chosen | change)
         if any(chosen[like] != grid for like, grid in change.items()) and _pays(errors, tried):
@@ -119,6 +134,15 @@ def _by_outputs(
         if not judge.errors(chosen).mean() < judge.errors(default).mean():
             return dict(default)
     return chosen
+
+
+def _starts(heads: Mapping[str, _Head]) -> Iterator[dict[str, Affine]]:
+    """Every method that is tried, on all tensors that leave a choice."""
+    for k in range(1, 1 + len(_TRIED)):
+        yield {
+            like: head.by_method[k if len(head.by_method) > 1 else 0]
+            for like, head in heads.items()
+        }
 
 
 def _worst(probe: GridProbe, heads: Mapping[str, _Head], grids: Mapping[str, Affine]) -> list[str]:
