@@ -48,9 +48,7 @@ class WeightGrid:
 
     def dense(self, layer: Layer) -> Array:
         """The float weight that the values stand for."""
-        shape = [1] * self.values.ndim
-        shape[layer.channel_axis] = -1
-        return self.values.astype(np.float32) * self.scales.reshape(shape)
+        return np.asarray(self.values.astype(np.float32) * layer.along(self.scales))
 
 
 def write_regions(

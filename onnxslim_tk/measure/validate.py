@@ -135,11 +135,11 @@ def layer_errors(original: Model, result: Model, feeds: tuple[Feed, ...]) -> tup
     A quantized output is read behind its grid, where the activation that it absorbed has worked.
     """
     known = set(inner_tensors(original))
-    before = {layer.output.name: layer for layer in layers(original)}
+    before = {layer.output.name: layer for layer in layers(original) if layer.meets_input}
     pairs = [
         (layer, layer.output.name, _settled(layer))
         for layer in layers(result)
-        if not layer.path and layer.output.name in known and layer.kind != "Gather"
+        if not layer.path and layer.output.name in known and layer.meets_input
     ]
     if not pairs or not feeds:
         return ()

@@ -38,6 +38,12 @@ CASES: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
     "Gemm": ("y = Gemm(x, w)", (4, 6), (6, 5)),
     "Gemm with transB": ("y = Gemm<transB=1>(x, w)", (4, 6), (5, 6)),
     "MatMul": ("y = MatMul(x, w)", (4, 6), (6, 5)),
+    "Conv with SAME_UPPER": ('y = Conv<auto_pad="SAME_UPPER">(x, w)', (2, 3, 7, 8), (4, 3, 2, 3)),
+    "Conv with SAME_LOWER": (
+        'y = Conv<auto_pad="SAME_LOWER", strides=[2,3]>(x, w)',
+        (2, 3, 8, 8),
+        (4, 3, 3, 2),
+    ),
     "MatMul of rank 3": ("y = MatMul(x, w)", (2, 3, 6), (6, 5)),
 }
 
