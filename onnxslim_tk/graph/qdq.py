@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -23,6 +24,7 @@ from onnxslim_tk.graph.edit import (
 from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.model import Model, Tensor
 from onnxslim_tk.graph.regions import Grid, Regions
+from onnxslim_tk.kernels.rounding import symmetric_scales, to_grid
 
 Array = NDArray[Any]
 _MOST_BIAS: Final = 2.0**30
@@ -49,6 +51,18 @@ class WeightGrid:
     def dense(self, layer: Layer) -> Array:
         """The float weight that the values stand for."""
         return np.asarray(self.values.astype(np.float32) * layer.along(self.scales))
+
+
+def weight_grid(layer: Layer, bits: int = 8) -> WeightGrid:
+    """Int8 values and scales per output channel; values that lie on a grid already stay."""
+    if layer.scale is not None:
+        values = np.asarray(layer.stored.values)
+        scales = np.broadcast_to(layer.scale.astype(np.float32), (prod(layer.scale_shape),))
+        return WeightGrid(values, scales.copy())
+    flat = layer.by_channel(layer.weight).astype(np.float64)
+    scales = symmetric_scales(flat, bits).astype(np.float32)
+    values = to_grid(flat, scales.astype(np.float64), bits)
+    return WeightGrid(layer.from_channels(values), scales)
 
 
 def write_regions(

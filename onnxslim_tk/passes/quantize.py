@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -13,7 +12,7 @@ from onnxslim_tk.graph.edit import input_at, output_names, values_of
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.graph.opset import raise_opset
-from onnxslim_tk.graph.qdq import Affine, WeightGrid, gather_rows, write_regions
+from onnxslim_tk.graph.qdq import Affine, WeightGrid, gather_rows, weight_grid, write_regions
 from onnxslim_tk.graph.regions import Grid, find_regions
 from onnxslim_tk.graph.sharing import by_weight, read_alike
 from onnxslim_tk.kernels.least_squares import relative_error
@@ -23,7 +22,6 @@ from onnxslim_tk.kernels.ranges import (
     expected_error,
     mse_range,
 )
-from onnxslim_tk.kernels.rounding import symmetric_scales, to_grid
 from onnxslim_tk.measure.observe import Statistics
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
@@ -98,7 +96,7 @@ class Quantize:
             if row is None:
                 continue
             tuned = context.tuned(self, layer.names) or self
-            grid, before = _weight_grid(layer, tuned.weight_bits), layer.matrix()
+            grid, before = weight_grid(layer, tuned.weight_bits), layer.matrix()
             if layer.kind == "Gather":
                 gather_rows(model, layer, grid)
                 continue
@@ -211,7 +209,7 @@ def _is_decode(layer: Layer) -> bool:
 def _rows(tuned: Quantize, sharers: Sequence[Layer], context: Context) -> Iterator[Proposal]:
     """Rows for the layers that read one weight: mostly one, else all of them at once."""
     layer, ids = sharers[0], tuple(layer.id for layer in sharers)
-    grid = _weight_grid(layer, tuned.weight_bits)
+    grid = weight_grid(layer, tuned.weight_bits)
     before = packed_bytes(layer.weight) if layer.is_dense else packed_bytes(grid.values)
     if not layer.is_dense:
         before += grid.scales.nbytes + _FLOAT_OVERHEAD
@@ -267,15 +265,3 @@ def _input_noise(layer: Layer, statistics: Statistics | None) -> float:
 
 def _flat(weight: Array) -> Array:
     return weight.reshape(weight.shape[0], -1)
-
-
-def _weight_grid(layer: Layer, bits: int) -> WeightGrid:
-    """Int8 values and scales per output channel; values that lie on a grid already stay."""
-    if layer.scale is not None:
-        values = np.asarray(layer.stored.values)
-        scales = np.broadcast_to(layer.scale.astype(np.float32), (prod(layer.scale_shape),))
-        return WeightGrid(values, scales.copy())
-    flat = layer.by_channel(layer.weight).astype(np.float64)
-    scales = symmetric_scales(flat, bits).astype(np.float32)
-    values = to_grid(flat, scales.astype(np.float64), bits)
-    return WeightGrid(layer.from_channels(values), scales)

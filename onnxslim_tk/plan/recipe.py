@@ -27,7 +27,7 @@ PRESETS: Final[Mapping[str, str]] = {
         stages:
           clean: [clean]
           fuse: [fuse]
-          numbers: [quantize]
+          numbers: [quantize, dynamic_int8]
         """,
     "small": """
         name: small
@@ -35,7 +35,7 @@ PRESETS: Final[Mapping[str, str]] = {
           clean: [clean]
           fuse: [fuse]
           share: [share]
-          numbers: [quantize]
+          numbers: [quantize, dynamic_int8]
         """,
 }
 _KEYS: Final = ("name", "stages", "layers", "exclude", "budget")
