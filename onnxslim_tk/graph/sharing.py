@@ -16,7 +16,7 @@ def by_weight(found: Iterable[Layer]) -> list[tuple[Layer, ...]]:
 def read_alike(sharers: Sequence[Layer]) -> bool:
     """Whether nothing but ``sharers`` reads their weight, and one scale per channel suits all.
 
-    An embedding's rows and a Gemm's with ``transB`` are such channels of one table.
+    An embedding's rows and the channels of a Gemm with ``transB`` are the same of one table.
     """
     known = {(id(layer.node), layer.slot) for layer in sharers}
     waiting = [sharers[0].stored]
@@ -26,7 +26,7 @@ def read_alike(sharers: Sequence[Layer]) -> bool:
             slots = [k for k, value in enumerate(node.inputs) if value is tensor]
             if all((id(node), k) in known for k in slots):
                 continue
-            if node.op not in ("Cast", "Mul", "DequantizeLinear"):
+            if node.op not in ("Cast", "Mul", "DequantizeLinear", "Transpose"):
                 return False
             waiting.extend(node.outputs)
     return len({layer.scale_shape for layer in sharers}) == 1

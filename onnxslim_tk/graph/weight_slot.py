@@ -45,8 +45,23 @@ def held(node: Node, slot: int) -> Held | None:
     None where there is none, and for a rank or attributes with which it is no matrix.
     """
     tensor = input_at(node, slot)
+    if tensor is not None and is_turned(node):
+        tensor = tensor.inputs[0].inputs[0]
     found = None if tensor is None else _behind(node, tensor)
     return found if found is not None and _fits(node, found.stored) else None
+
+
+def is_turned(node: Node) -> bool:
+    """Whether a MatMul reads its weight through a Transpose, as the head of an embedding does."""
+    maker = producer(node.inputs[1]) if node.op == "MatMul" and len(node.inputs) > 1 else None
+    if maker is None or maker.op != "Transpose" or maker.domain not in (None, "", "ai.onnx"):
+        return False
+    return list(maker.attrs.get("perm", [1, 0])) == [1, 0]
+
+
+def is_transposed(node: Node) -> bool:
+    """Whether the weight of a Gemm or MatMul lies as (output, input)."""
+    return is_turned(node) or (node.op == "Gemm" and bool(node.attrs.get("transB", 0)))
 
 
 def channel_axis(node: Node) -> int:
@@ -54,9 +69,7 @@ def channel_axis(node: Node) -> int:
 
     Of a recurrent weight, ``(directions, gates * hidden, inputs)``, the rows of each direction.
     """
-    if node.op == "Gemm":
-        return 0 if node.attrs.get("transB", 0) else 1
-    return 0 if node.op in ("Conv", "Gather") else 1
+    return 0 if node.op in ("Conv", "Gather") or is_transposed(node) else 1
 
 
 def scale_shape(node: Node, shape: Sequence[int]) -> tuple[int, ...]:
@@ -105,7 +118,7 @@ def from_matrix(node: Node, matrix: Array, shape: Sequence[int]) -> Array:
 
 
 def _lies_by_row(node: Node) -> bool:
-    return node.op == "Gather" or (node.op == "Gemm" and bool(node.attrs.get("transB", 0)))
+    return node.op == "Gather" or is_transposed(node)
 
 
 def _behind(node: Node, slot: Tensor) -> Held | None:

@@ -93,9 +93,7 @@ class DynamicInt8:
         work = min(layer.macs(context.shapes) or layer.size for layer in products)
         if work < self.least_macs:
             return f"fewer than {self.least_macs} multiply-accumulates"
-        if not layer.is_dense and (layer.stored.dtype != np.int8 or layer.zero_point is not None):
-            return "quantized already"
-        if not layer.is_dense and layer.node.inputs[layer.slot].inputs[0].op != "Mul":
+        if not layer.is_dense and (layer.stored.dtype != np.int8 or not layer.is_multiplied):
             return "quantized already"
         if not np.isfinite(layer.weight).all():
             return "the weight holds values that are not finite"
@@ -164,15 +162,15 @@ def _write(
 
     ``by_row`` keeps a transposed weight as it lies, for an embedding that reads the same table.
     """
-    graph, output = layer.graph, layer.output
+    graph, output, transposed = layer.graph, layer.output, layer.transposed
     bias = input_at(layer.node, 2) if layer.kind == "Gemm" else None
     remove_node(graph, layer.node)
     codes, scale, zero = source
-    if layer.transposed and by_row:
+    if transposed and by_row:
         stored = constant(model, grid.values)
         weight = add_node(model, graph, "Transpose", [stored], attrs={"perm": [1, 0]})
     else:
-        weight = constant(model, grid.values.T if layer.transposed else grid.values)
+        weight = constant(model, grid.values.T if transposed else grid.values)
     product = add_node(model, graph, "MatMulInteger", [codes, weight, zero])
     scales = add_node(model, graph, "Mul", [scale, constant(model, grid.scales)])
     wide = add_node(model, graph, "Cast", [product], attrs={"to": 1})

@@ -94,6 +94,8 @@ def _refusal(layer: Layer) -> str:
         return "an embedding is not factored"
     if layer.kind == "ConvTranspose":
         return "a transposed convolution is not factored"
+    if layer.is_turned:
+        return "a weight behind a Transpose is not factored"
     if layer.is_recurrent:
         return "a recurrent weight is not factored"
     if layer.node.attrs.get("auto_pad", "").startswith("SAME"):

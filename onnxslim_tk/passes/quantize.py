@@ -189,7 +189,7 @@ def _refusal(sharers: Sequence[Layer]) -> str:
     layer = sharers[0]
     if layer.size < _SMALLEST:
         return f"fewer than {_SMALLEST} weights"
-    if not layer.is_dense and layer.node.op != "Gather" and not _is_decode(layer):
+    if not layer.is_dense and layer.node.op != "Gather" and not layer.is_multiplied:
         return _ALREADY
     if not layer.is_dense and layer.stored.dtype != np.int8:
         return _ALREADY
@@ -198,12 +198,6 @@ def _refusal(sharers: Sequence[Layer]) -> str:
     if not np.isfinite(layer.weight).all():
         return "the weight holds values that are not finite"
     return "" if read_alike(sharers) else _SHARED
-
-
-def _is_decode(layer: Layer) -> bool:
-    """Whether a scaled weight is integers times a scale, not behind a DequantizeLinear."""
-    maker = layer.node.inputs[layer.slot].inputs[0]
-    return bool(maker.op == "Mul")
 
 
 def _rows(tuned: Quantize, sharers: Sequence[Layer], context: Context) -> Iterator[Proposal]:
@@ -241,6 +235,8 @@ def _rows(tuned: Quantize, sharers: Sequence[Layer], context: Context) -> Iterat
 
 def _can_run_in_integers(layer: Layer, context: Context) -> bool:
     if context.statistics is None or layer.path or layer.kind not in ("Conv", "Gemm", "MatMul"):
+        return False
+    if layer.is_turned:
         return False
     # What was not finite in a run has no range; a convolution's output needs one as well.
     names = [layer.input.name, *([layer.output.name] if layer.kind == "Conv" else [])]

@@ -115,9 +115,10 @@ def test_raises_the_operator_set_just_as_far_as_needed() -> None:
     near(proto, model, normal(9, 5, 64))
 
 
-def test_an_embedding_and_its_head_keep_one_table() -> None:
+@pytest.mark.parametrize("head", ["y = Gemm<transB=1>(h, w)", "t = Transpose(w) y = MatMul(h, t)"])
+def test_an_embedding_and_its_head_keep_one_table(head: str) -> None:
     text = f"""{HEAD.format(opset=17)} g (int64[N] x) => (float[A, B] y) {{
-        e = Gather(w, x) h = Relu(e) y = Gemm<transB=1>(h, w)
+        e = Gather(w, x) h = Relu(e) {head}
     }}"""
     proto = model_of(text, {"w": W})
     model = dynamic(proto)

@@ -719,11 +719,12 @@ def test_a_weight_that_something_else_reads_too_is_left_alone() -> None:
     assert row.reason == "the weight is shared with another node"
 
 
-def test_an_embedding_and_the_head_that_reads_its_table_share_int8_rows() -> None:
+@pytest.mark.parametrize("head", ["y = Gemm<transB=1>(h, w)", "t = Transpose(w) y = MatMul(h, t)"])
+def test_an_embedding_and_the_head_that_reads_its_table_share_int8_rows(head: str) -> None:
     text = f"""{HEAD} g (int64[N] x) => (float[N, 64] y) {{
         e = Gather(w, x)
         h = Relu(e)
-        y = Gemm<transB=1>(h, w)
+        {head}
     }}"""
     proto = model_of(text, {"w": W64})
     model = opened(proto)
@@ -737,3 +738,25 @@ def test_an_embedding_and_the_head_that_reads_its_table_share_int8_rows() -> Non
     np.testing.assert_allclose(outputs(result, feed)["y"], outputs(proto, feed)["y"], atol=0.1)
     pack(result)
     assert result.ByteSize() < 64 * 64 + 1200
+
+
+def test_embeddings_in_bodies_are_gathered_as_int8_rows() -> None:
+    text = f"""{HEAD} g (bool c, int64[N] x) => (float[A, B] y) {{
+        y = If(c)<
+            then_branch = yes () => (float[A, B] p) {{ p = Gather(w, x) }},
+            else_branch = no () => (float[A, B] q) {{ e = Gather(v, x) q = Neg(e) }}
+        >
+    }}"""
+    proto = model_of(text, {"w": W64, "v": W64.copy()})
+    model = opened(proto)
+    rows = [row for row in Quantize().propose(model, CONTEXT) if isinstance(row, Proposal)]
+    assert {row.setting for row in rows} == {"rows"}
+    Quantize().apply(model, asked_for(rows), CONTEXT)
+    drop_unused(model)
+    result = to_proto(model)
+    pack(result)
+    # Both tables hold the same, and are stored once.
+    assert result.ByteSize() < W64.size + 1200
+    for case in (True, False):
+        feed = {"c": np.array(case), "x": np.array([3, 60, 0])}
+        np.testing.assert_allclose(outputs(result, feed)["y"], outputs(proto, feed)["y"], atol=0.01)
