@@ -4,9 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
-import numpy as np
-
-from onnxslim_tk.graph.edit import is_constant, producer
+from onnxslim_tk.graph.edit import producer
 from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.model import Model, Node, bodies
 from onnxslim_tk.graph.weight_slot import WEIGHT_SLOTS
@@ -36,6 +34,8 @@ def number_formats(model: Model) -> dict[str, int]:
     """
     found: Counter[str] = Counter()
     for layer in layers(model):
+        if layer.is_half:
+            found[HALF] += 1
         if not layer.is_dense:
             before = producer(layer.input)
             integer = before is not None and before.op == "DequantizeLinear"
@@ -57,17 +57,8 @@ def _format(node: Node) -> str:
         return DYNAMIC
     if node.op in _WEIGHTS:
         return WEIGHTS
-    for slot in WEIGHT_SLOTS.get(node.op, ())[:1]:
-        if len(node.inputs) <= slot:
-            continue
-        tensor = node.inputs[slot]
-        maker = producer(tensor)
-        if maker is not None and maker.op == "Cast":
-            tensor = maker.inputs[0]
-        if is_constant(tensor) and tensor.dtype == np.float16:
-            return HALF
-        # Blocks of weights behind one scale each make no matrix with a scale per channel.
-        maker = producer(tensor)
-        if maker is not None and maker.op == "DequantizeLinear" and maker.attrs.get("block_size"):
-            return WEIGHTS
-    return ""
+    # Blocks of weights behind one scale each make no matrix with a scale per channel.
+    slots = WEIGHT_SLOTS.get(node.op, ())
+    makers = [producer(node.inputs[k]) for k in slots if k < len(node.inputs)]
+    blocks = [m for m in makers if m is not None and m.op == "DequantizeLinear"]
+    return WEIGHTS if any(maker.attrs.get("block_size") for maker in blocks) else ""

@@ -21,6 +21,7 @@ from onnxslim_tk.graph.edit import (
 )
 from onnxslim_tk.graph.model import Graph, Model, Node, Tensor
 from onnxslim_tk.graph.weight_slot import (
+    HALF,
     RECURRENT,
     by_channel,
     channel_axis,
@@ -97,6 +98,15 @@ class Layer:
         return self.scale is None
 
     @property
+    def is_half(self) -> bool:
+        """Whether the node computes in float16, and takes a weight of that type."""
+        if self.is_dense:
+            return bool(self.stored.dtype == np.float16)
+        slot = self.node.inputs[self.slot]
+        decoded = slot.inputs[0].inputs[0] if self.is_turned else slot
+        return bool(decoded.inputs[0].op == "Cast")
+
+    @property
     def transposed(self) -> bool:
         """Whether the weight of a Gemm or MatMul lies as (output, input)."""
         return is_transposed(self.node)
@@ -109,9 +119,10 @@ class Layer:
     @property
     def is_multiplied(self) -> bool:
         """Whether the weight is small integers times a scale, not behind a DequantizeLinear."""
-        slot = self.node.inputs[self.slot]
-        decoded = slot.inputs[0].inputs[0] if self.is_turned else slot
-        return bool(decoded.inputs) and decoded.inputs[0].op == "Mul"
+        tensor = self.node.inputs[self.slot]
+        while tensor.inputs and tensor.inputs[0].op in ("Transpose", "Cast"):
+            tensor = tensor.inputs[0].inputs[0]
+        return bool(tensor.inputs) and tensor.inputs[0].op == "Mul"
 
     @property
     def channel_axis(self) -> int:
@@ -149,7 +160,7 @@ class Layer:
         """The weight in its stored shape, float32, with the scale multiplied out."""
         values = values_of(self.stored)
         if self.scale is None:
-            return values
+            return values.astype(np.float32, copy=False)
         dense = values.astype(np.float32)
         if self.zero_point is not None:
             dense = dense - self.along(self.zero_point.astype(np.float32))
@@ -239,7 +250,9 @@ class Layer:
 
     def set_dense(self, model: Model, weight: Array) -> None:
         """Put a float weight of any shape in the slot; other readers of the old one keep it."""
-        self._fill(model, constant(model, weight.astype(np.float32)))
+        self._fill(
+            model, constant(model, weight.astype(np.float16 if self.is_half else np.float32))
+        )
 
     def set_scaled(self, model: Model, values: Array, scale: Array) -> None:
         """Store int8 ``values`` and ``scale`` (per output channel), multiplied at load."""
@@ -247,7 +260,10 @@ class Layer:
             model, self.graph, "Cast", [constant(model, values.astype(np.int8))], attrs={"to": 1}
         )
         scales = constant(model, scale.astype(np.float32).reshape(self.scale_shape))
-        self._fill(model, add_node(model, self.graph, "Mul", [cast, scales]))
+        scaled = add_node(model, self.graph, "Mul", [cast, scales])
+        if self.is_half:
+            scaled = add_node(model, self.graph, "Cast", [scaled], attrs={"to": HALF})
+        self._fill(model, scaled)
 
     def _fill(self, model: Model, weight: Tensor) -> None:
         if self.is_turned:

@@ -18,9 +18,9 @@ def layers(model: Model) -> Iterator[Layer]:
 
 
 def layer_of(model: Model, node: Node, graph: Graph, path: str) -> Layer | None:
-    """``node`` as the one layer that it is; None for others, recurrent and turned ones included."""
+    """``node`` as the one float32 layer that it is; None for recurrent and turned ones too."""
     found = [] if node.op in RECURRENT or is_turned(node) else layers_of(model, node, graph, path)
-    return found[0] if found else None
+    return found[0] if found and not found[0].is_half else None
 
 
 def layers_of(model: Model, node: Node, graph: Graph, path: str) -> list[Layer]:

@@ -24,6 +24,7 @@ from onnxslim_tk.graph.edit import (
 from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.model import Model, Tensor
 from onnxslim_tk.graph.regions import Grid, Regions
+from onnxslim_tk.graph.weight_slot import HALF
 from onnxslim_tk.kernels.rounding import symmetric_scales, to_grid
 
 Array = NDArray[Any]
@@ -190,7 +191,7 @@ def _keep_from_gemm(model: Model, layer: Layer, rank: int) -> None:
 def gather_rows(model: Model, layer: Layer, grid: WeightGrid) -> None:
     """Embedding rows gathered as int8, then scaled: only rows that are read become float."""
     node, graph, indices = layer.node, layer.graph, layer.input
-    output = node.outputs[0]
+    output, half = node.outputs[0], layer.is_half
     remove_node(graph, node)
     rows = add_node(
         model, graph, "Gather", [constant(model, grid.values), indices], attrs={"axis": 0}
@@ -199,4 +200,6 @@ def gather_rows(model: Model, layer: Layer, grid: WeightGrid) -> None:
     scale = constant(model, grid.scales.astype(np.float32)[:, None])
     scales = add_node(model, graph, "Gather", [scale, indices], attrs={"axis": 0})
     wide = add_node(model, graph, "Cast", [rows], attrs={"to": _FLOAT})
-    add_node(model, graph, "Mul", [wide, scales], [output])
+    scaled = add_node(model, graph, "Mul", [wide, scales], None if half else [output])
+    if half:
+        add_node(model, graph, "Cast", [scaled], [output], attrs={"to": HALF})

@@ -24,7 +24,8 @@ WEIGHT_SLOTS: Final[dict[str, tuple[int, ...]]] = {
 }
 _SMALLEST_TABLE: Final = 1024
 _AUTO_PADS: Final = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
-_FLOAT: Final = 1
+FLOAT: Final = 1
+HALF: Final = 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,8 +124,11 @@ def _lies_by_row(node: Node) -> bool:
 
 def _behind(node: Node, slot: Tensor) -> Held | None:
     if is_constant(slot):
-        return Held(slot) if slot.dtype == np.float32 else None
+        return Held(slot) if slot.dtype in (np.float32, np.float16) else None
     maker = producer(slot)
+    if maker is not None and maker.op == "Cast" and maker.attrs.get("to") == HALF:
+        slot = maker.inputs[0]
+        maker = None if is_constant(slot) else producer(slot)
     if maker is not None and maker.op == "DequantizeLinear":
         return _dequantized(node, maker)
     if maker is not None and maker.op == "Mul":
@@ -150,7 +154,7 @@ def _dequantized(node: Node, maker: Node) -> Held | None:
 def _multiplied(node: Node, maker: Node) -> Held | None:
     for cast, scale in (maker.inputs, maker.inputs[::-1]):
         before = producer(cast)
-        if before is None or before.op != "Cast" or before.attrs.get("to") != _FLOAT:
+        if before is None or before.op != "Cast" or before.attrs.get("to") != FLOAT:
             continue
         values = before.inputs[0]
         if not is_constant(values) or not is_constant(scale):

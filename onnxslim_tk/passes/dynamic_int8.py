@@ -95,6 +95,8 @@ class DynamicInt8:
             return f"fewer than {self.least_macs} multiply-accumulates"
         if not layer.is_dense and (layer.stored.dtype != np.int8 or not layer.is_multiplied):
             return "quantized already"
+        if layer.is_half:
+            return "it computes in float16"
         if not np.isfinite(layer.weight).all():
             return "the weight holds values that are not finite"
         if shared:

@@ -94,6 +94,8 @@ def _refusal(layer: Layer) -> str:
         return "an embedding is not factored"
     if layer.kind == "ConvTranspose":
         return "a transposed convolution is not factored"
+    if layer.is_half:
+        return "a float16 weight is not factored"
     if layer.is_turned:
         return "a weight behind a Transpose is not factored"
     if layer.is_recurrent:

@@ -83,8 +83,8 @@ def _warnings(shop: Workshop, attempt: Attempt, counts: Counts | None) -> list[s
     formats = number_formats(shop.model)
     if formats and shop.recipe.stages:
         found.append(
-            f"quantized already ({told(formats)}): such operators stay as they are, unless their "
-            "int8 weights run in float and could run in integers"
+            f"in narrow numbers already ({told(formats)}): such operators stay as they are, unless "
+            "their weights can be narrower still or run in integers"
         )
     if attempt.data == shop.data:
         cause = "nothing made the file smaller"

@@ -177,9 +177,21 @@ def test_what_is_no_plain_matrix_is_no_layer(body: str) -> None:
     assert not list(layers(opened(graph(body, "6, 6", w=normal(0, 6, 6)))))
 
 
-def test_half_precision_and_custom_operators_are_no_layers() -> None:
+def test_a_half_precision_weight_is_a_layer_but_none_to_cut() -> None:
     text = f"{HEAD} g (float16[N, 6] x) => (float16[N, 6] y) {{ y = MatMul(x, w) }}"
-    assert not list(layers(opened(model_of(text, {"w": normal(0, 6, 6).astype(np.float16)}))))
+    proto = model_of(text, {"w": normal(0, 6, 6).astype(np.float16)})
+    model = opened(proto)
+    layer = only(model)
+    assert layer.is_half
+    assert layer.weight.dtype == np.float32
+    assert layer_of(model, layer.node, model.graph, "") is None
+    x = {"x": normal(1, 4, 6).astype(np.float16)}
+    expected = outputs(proto, x)["y"]
+    layer.set_dense(model, 2 * layer.weight)
+    np.testing.assert_allclose(outputs_of(model, x)["y"], 2 * expected, rtol=1e-2)
+
+
+def test_custom_operators_are_no_layers() -> None:
     proto = graph("y = MatMul(x, w)", "6, 6", w=normal(0, 6, 6))
     proto.graph.node[0].domain = "vendor"
     assert not list(layers(opened(proto)))

@@ -760,3 +760,31 @@ def test_embeddings_in_bodies_are_gathered_as_int8_rows() -> None:
     for case in (True, False):
         feed = {"c": np.array(case), "x": np.array([3, 60, 0])}
         np.testing.assert_allclose(outputs(result, feed)["y"], outputs(proto, feed)["y"], atol=0.01)
+
+
+def test_a_float16_model_gets_int8_weights_and_stays_in_float16() -> None:
+    half = {"w": W64.astype(np.float16), "v": W64[::-1].astype(np.float16)}
+    text = f"""{HEAD} g (float16[N, 64] x) => (float16[N, 64] y) {{
+        a = MatMul(x, w)
+        i = Cast<to=7>(a)
+        k = Abs(i)
+        e = Gather(v, i)
+        s = ReduceMean<axes=[1], keepdims=0>(e)
+        y = Add(a, s)
+    }}"""
+    proto = model_of(text, half)
+    model = opened(proto)
+    assert [layer.is_half for layer in layers(model)] == [True, True]
+    rows = [row for row in Quantize().propose(model, CONTEXT) if isinstance(row, Proposal)]
+    assert [row.setting for row in rows] == ["float", "rows"]
+    Quantize().apply(model, asked_for(rows), CONTEXT)
+    drop_unused(model)
+    result = to_proto(model)
+    x = {"x": np.clip(normal(0, 3, 64, scale=2), -5, 5).astype(np.float16)}
+    expected = outputs(proto, x)["y"].astype(np.float32)
+    found = outputs(result, x)["y"].astype(np.float32)
+    np.testing.assert_allclose(found, expected, atol=0.2)
+    again = opened(result)
+    (matmul,) = layers(again)
+    assert (matmul.is_half, matmul.is_dense, matmul.is_multiplied) == (True, False, True)
+    assert result.ByteSize() < 0.7 * proto.ByteSize()
