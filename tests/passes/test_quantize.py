@@ -788,3 +788,16 @@ def test_a_float16_model_gets_int8_weights_and_stays_in_float16() -> None:
     (matmul,) = layers(again)
     assert (matmul.is_half, matmul.is_dense, matmul.is_multiplied) == (True, False, True)
     assert result.ByteSize() < 0.7 * proto.ByteSize()
+
+
+@pytest.mark.parametrize("auto", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+def test_convolutions_that_pad_by_themselves_run_in_integers(auto: str) -> None:
+    body = f'''c = Conv<auto_pad="{auto}", strides=[2,2]>(x, w, b) r = Relu(c)
+        d = Conv<auto_pad="{auto}">(r, v) y = Relu(d)'''
+    constants = {"w": normal(0, 16, 8, 3, 3), "b": normal(1, 16), "v": normal(2, 16, 16, 2, 2)}
+    proto = graph(body, "N, 8, 9, 9", 4, constants)
+    feeds = feeds_of(2, 8, 9, 9)
+    model = quantized(proto, feeds)
+    near(proto, model, feeds[0], 30)
+    kinds = running_operators(to_proto(model).SerializeToString())
+    assert kinds["QLinearConv"] == 2
