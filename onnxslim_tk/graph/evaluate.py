@@ -1,5 +1,6 @@
 """The value of a node whose inputs are all constants, where it is the same on every runtime."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -133,3 +134,12 @@ def _alone(node: Node, feeds: dict[str, Array], opset: int) -> onnx.ModelProto:
     output = onnx.ValueInfoProto(name=node.outputs[0].name)
     graph = helper.make_graph([OnnxExporter.export_node(node)], "alone", inputs, [output])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+
+
+def bytes_of(nodes: Sequence[Node]) -> int:
+    """Bytes in the file of those of ``nodes`` that are still there, and of what only they read."""
+    there = [node for node in nodes if len(node.outputs)]
+    ids = {id(node) for node in there}
+    read = {id(t): t for node in there for t in node.inputs if is_constant(t)}
+    own = [t for t in read.values() if all(id(reader) in ids for reader in t.outputs)]
+    return sum(map(node_bytes, there)) + sum(constant_bytes(t.name, values_of(t)) for t in own)

@@ -19,7 +19,7 @@ from onnxslim_tk.graph.edit import (
     take_over,
     values_of,
 )
-from onnxslim_tk.graph.evaluate import constant_bytes, node_bytes
+from onnxslim_tk.graph.evaluate import bytes_of
 from onnxslim_tk.graph.inference import infer_types
 from onnxslim_tk.graph.model import Graph, Model, Node, Tensor, bodies
 from onnxslim_tk.graph.site import Site, zero_padding
@@ -124,7 +124,7 @@ class Fusion:
         if not _fits(weight, shift):
             return False
         involved = _distinct(site.node, holder, reader)
-        before, name, op = _bytes(involved), self._names(reader, site.path)[0], reader.op
+        before, name, op = bytes_of(involved), self._names(reader, site.path)[0], reader.op
         if scales:
             set_input(site.node, 1, self._constant(weight))
         if loose:
@@ -136,7 +136,7 @@ class Fusion:
             if found.shift.any() or bias.any():
                 self._set_bias(site, holder, shift)
             take_over(self._model, holder, reader, site.graph, site.path)
-        self._record(site, name, op, before - _bytes(involved))
+        self._record(site, name, op, before - bytes_of(involved))
         return True
 
     def _reader(self, node: Node, graph: Graph) -> Node | None:
@@ -186,12 +186,12 @@ class Fusion:
             folds = self._fold_normalization
         else:
             return False
-        before, name = _bytes([site.node, maker]), self._names(maker, site.path)[0]
+        before, name = bytes_of([site.node, maker]), self._names(maker, site.path)[0]
         if not folds(site, maker):
             return False
         if not source.outputs:
             remove_node(site.graph, maker)
-        self._record(site, name, maker.op, before - _bytes([site.node, maker]))
+        self._record(site, name, maker.op, before - bytes_of([site.node, maker]))
         return True
 
     def _takes(self, site: Site, maker: Node) -> bool:
@@ -253,12 +253,3 @@ def _fits(*arrays: Array) -> bool:
 
 def _distinct(*nodes: Node) -> list[Node]:
     return list({id(node): node for node in nodes}.values())
-
-
-def _bytes(nodes: list[Node]) -> int:
-    """Bytes in the file of those of ``nodes`` that are still there, and of what only they read."""
-    there = [node for node in nodes if len(node.outputs)]
-    ids = {id(node) for node in there}
-    read = {id(t): t for node in there for t in node.inputs if is_constant(t)}
-    own = [t for t in read.values() if all(id(reader) in ids for reader in t.outputs)]
-    return sum(map(node_bytes, there)) + sum(constant_bytes(t.name, values_of(t)) for t in own)

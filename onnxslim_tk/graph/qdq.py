@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxslim_tk.graph.activations import Gate
 from onnxslim_tk.graph.edit import (
     add_node,
     constant,
@@ -21,6 +22,7 @@ from onnxslim_tk.graph.edit import (
     values_of,
     variable,
 )
+from onnxslim_tk.graph.grids import LEVELS, Affine, on_grid, written_as
 from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.model import Model, Tensor
 from onnxslim_tk.graph.regions import Grid, Regions
@@ -32,14 +34,6 @@ _MOST_BIAS: Final = 2.0**30
 # Products of scales below this would sink into what float32 cannot hold.
 _LEAST_SCALE: Final = 1e-30
 _FLOAT: Final = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Affine:
-    """A uint8 grid: value = scale * (code - zero_point)."""
-
-    scale: np.float32
-    zero_point: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +69,26 @@ def write_regions(
 ) -> None:
     """Put Q and DQ around the regions, and the layers' weights and biases behind DQ."""
     input_names = {id(layer.node): layer.input.name for layer, _ in integer}
-    for node, activation in regions.absorbed:
-        take_over(model, node, activation, model.graph)
+    shifts: dict[int, float] = {}
+    for node, absorbed in regions.absorbed:
+        for follower in absorbed.nodes:
+            take_over(model, node, follower, model.graph)
     members = {id(node) for node in regions.nodes}
     constants = _Constants(model)
-    for grid in regions.grids.values():
-        _quantize_tensor(model, grid, affine[grid.tensor.name], members, constants)
+    codes: dict[str, Tensor] = {}
+    for name, grid in regions.grids.items():
+        written = written_as(grid, affine[name])
+        if grid.maker is not None:
+            shifts[id(grid.maker)] = written.shift
+        parameters = (written.affine, affine[name])
+        codes[name] = _quantize_tensor(model, grid, parameters, members, constants)
+    for gate in regions.gates:
+        name = gate.source.name
+        _write_gate(model, gate, codes[name], affine[name], constants)
     for layer, weight in integer:
         name = input_names[id(layer.node)]
-        _write_layer(model, layer, weight, affine[name], ranks.get(name))
+        shift = shifts.get(id(layer.node), 0.0)
+        _write_layer(model, layer, weight, affine[name], shift, ranks.get(name))
 
 
 class _Constants:
@@ -94,9 +99,9 @@ class _Constants:
         self.known: dict[bytes, Tensor] = {}
 
     def pair(self, affine: Affine) -> list[Tensor]:
-        return [self._get(np.float32(affine.scale)), self._get(np.uint8(affine.zero_point))]
+        return [self.get(np.float32(affine.scale)), self.get(np.uint8(affine.zero_point))]
 
-    def _get(self, value: Any) -> Tensor:
+    def get(self, value: Any) -> Tensor:
         # Rank 0: onnxruntime fuses no integer kernel around scales of shape (1,).
         key = value.dtype.str.encode() + value.tobytes()
         if key not in self.known:
@@ -105,8 +110,13 @@ class _Constants:
 
 
 def _quantize_tensor(
-    model: Model, grid: Grid, affine: Affine, members: set[int], constants: _Constants
-) -> None:
+    model: Model,
+    grid: Grid,
+    parameters: tuple[Affine, Affine],
+    members: set[int],
+    constants: _Constants,
+) -> Tensor:
+    """Q and DQ behind a tensor, with the ``parameters`` of each; gives the tensor of codes."""
     tensor, graph = grid.tensor, model.graph
     readers = [
         (node, k)
@@ -125,11 +135,38 @@ def _quantize_tensor(
         maker.outputs[key] = source
         if key == 0:
             rename_key(model, tensor.name, source.name)
-    parameters = constants.pair(affine)
-    codes = add_node(model, graph, "QuantizeLinear", [source, *parameters])
-    add_node(model, graph, "DequantizeLinear", [codes, *parameters], [target])
+    written, read = parameters
+    codes = add_node(model, graph, "QuantizeLinear", [source, *constants.pair(written)])
+    if grid.absorbed.least is not None:
+        least = constant(model, on_grid(grid.absorbed.least, read))
+        codes = add_node(model, graph, "Max", [codes, least])
+    add_node(model, graph, "DequantizeLinear", [codes, *constants.pair(read)], [target])
     for node, k in readers:
         node.inputs[k] = target
+    return codes
+
+
+def _write_gate(
+    model: Model, gate: Gate, codes: Tensor, affine: Affine, constants: _Constants
+) -> None:
+    """The product of a value and its gate: the value's own codes, read on another scale.
+
+    The low end of the grid is where the gate shuts; a Clip of the codes keeps it from opening
+    wider than 1.
+    """
+    graph = model.graph
+    source = (gate.inner or gate.node).inputs[0]
+    scale = float(affine.scale) * gate.alpha
+    widest = round(1 / scale)
+    if widest < LEVELS:
+        ends = [constants.get(np.uint8(0)), constants.get(np.uint8(widest))]
+        codes = add_node(model, graph, "Clip", [codes, *ends])
+    opening = Affine(np.float32(scale), 0)
+    opened = add_node(model, graph, "DequantizeLinear", [codes, *constants.pair(opening)])
+    if gate.inner is not None:
+        remove_node(graph, gate.inner)
+    gate.node.op, gate.node.attrs = "Mul", {}
+    gate.node.inputs = [source, opened]
 
 
 def _is_data(node: Any, index: int) -> bool:
@@ -137,7 +174,12 @@ def _is_data(node: Any, index: int) -> bool:
 
 
 def _write_layer(
-    model: Model, layer: Layer, weight: WeightGrid, source: Affine, rank: int | None
+    model: Model,
+    layer: Layer,
+    weight: WeightGrid,
+    source: Affine,
+    shift: float,
+    rank: int | None,
 ) -> None:
     if layer.kind == "MatMul" and rank is not None:
         _keep_from_gemm(model, layer, rank)
@@ -145,8 +187,9 @@ def _write_layer(
     scales = weight.scales.astype(np.float32)
     axis = 0 if layer.kind == "Conv" or layer.transposed else 1
     values = weight.values
-    if bias is not None:
-        floats = np.broadcast_to(values_of(bias).astype(np.float64).reshape(-1), scales.shape)
+    if bias is not None or (shift and layer.node.op == "Conv"):
+        known = np.zeros(1) if bias is None else values_of(bias).astype(np.float64).reshape(-1)
+        floats = np.broadcast_to(known + shift, scales.shape)
         # Tiny weights under a big bias: a coarser weight scale keeps the bias within 32 bits.
         least = np.maximum(np.abs(floats) / _MOST_BIAS, _LEAST_SCALE) / float(source.scale)
         coarser = np.maximum(scales, least.astype(np.float32))

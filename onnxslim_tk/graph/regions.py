@@ -1,10 +1,12 @@
 """Regions: runs of nodes that work in integers, and the grids that their tensors lie on."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
-from onnxslim_tk.graph.edit import input_at, is_constant, producer, sole_reader, values_of
+from onnxslim_tk.graph.activations import Absorbed, Gate, absorbed_behind, gate_of, scalar_affine
+from onnxslim_tk.graph.edit import producer
 from onnxslim_tk.graph.model import Graph, Node, Tensor
 from onnxslim_tk.graph.order import ordered
 
@@ -43,9 +45,14 @@ BRIDGES: Final = frozenset(
         "Tanh",
     }
 )
-_HARD_SWISH_ZERO: Final = -3.0
+# On a grid that is this much coarser than its own an input of a Concat would lose its meaning.
+_CONCAT_RATIO: Final = 8.0
 # Layers that need a quantized output to run in integers at all.
 ALWAYS_INTEGER_OUT: Final = frozenset({"Conv"})
+
+
+Extents = Mapping[str, tuple[float, float]]
+"""The lowest and the highest value that were seen in each tensor, by name."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,25 +60,38 @@ class Grid:
     """A tensor to be quantized.
 
     ``like`` names the tensor whose grid it shares; ``floor`` is a low end fixed by an absorbed
-    activation, ``ceiling`` its high end; ``made_in_integers`` says that its producer's result
-    exists only on the grid, so every reader gets it from there.
+    activation, ``ceiling`` its high end; ``maker`` is the integer operator whose result exists
+    only on the grid, so that every reader gets it from there; ``absorbed`` is what vanishes
+    between the two.
     """
 
     tensor: Tensor
     like: str
     floor: float | None
     ceiling: float | None
-    made_in_integers: bool
+    maker: Node | None
     feeds_conv: bool
+    absorbed: Absorbed
+
+    @property
+    def made_in_integers(self) -> bool:
+        """Whether every reader gets the tensor from its grid."""
+        return self.maker is not None
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether the maker adds a bias, which can move its results by parts of a step."""
+        return self.maker is not None and self.maker.op in ALWAYS_INTEGER_OUT
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Regions:
-    """Nodes that run in integers beside the layers, activations they absorb, tensors on grids."""
+    """Nodes that run in integers beside the layers, what they absorb, and tensors on grids."""
 
     layers: tuple[Node, ...]
     others: tuple[Node, ...]
-    absorbed: tuple[tuple[Node, Node], ...]
+    gates: tuple[Gate, ...]
+    absorbed: tuple[tuple[Node, Absorbed], ...]
     grids: Mapping[str, Grid]
 
     @property
@@ -81,91 +101,164 @@ class Regions:
 
 
 def find_regions(
-    graph: Graph, layer_nodes: Sequence[Node], outputs: set[str], ranged: Container[str]
+    graph: Graph, layer_nodes: Sequence[Node], outputs: set[str], extents: Extents
 ) -> Regions:
     """The regions that grow from ``layer_nodes``, which are to run in integers.
 
-    ``outputs`` names the tensors that must keep their name, ``ranged`` those whose range is
-    known. An operator joins where all its activations come from integers and some integer
+    ``outputs`` names the tensors that must keep their name; a tensor without an extent can't lie
+    on a grid. An operator joins where all its activations come from integers and some integer
     operator reads its result.
     """
-    nodes = [node for node in ordered(graph) if node.domain in _STANDARD]
-    chosen = {id(node) for node in layer_nodes}
-    absorbed = _absorbed(nodes, chosen, outputs)
-    joined = _forward(nodes, chosen, absorbed, ranged)
-    joined = _backward(nodes, chosen, joined, absorbed)
-    others = tuple(node for node in nodes if id(node) in joined)
-    kept = {k: v for k, v in absorbed.items() if k in chosen or k in joined}
-    layers = tuple(node for node in nodes if id(node) in chosen)
-    pairs = tuple((node, kept[id(node)]) for node in nodes if id(node) in kept)
-    return Regions(layers, others, pairs, _grids(layers, others, kept, outputs))
+    return _Search(graph, layer_nodes, outputs, extents).regions()
 
 
-def _absorbed(nodes: Sequence[Node], chosen: set[int], outputs: set[str]) -> dict[int, Node]:
-    """Relu and Clip from 0 behind an operator: saturation at the grid's ends does their work."""
-    found = {}
-    for node in nodes:
-        if (id(node) in chosen and node.op in ALWAYS_INTEGER_OUT) or node.op == "Add":
-            reader = sole_reader(node.outputs[0], outputs)
-            plain = reader is not None and reader.domain in _STANDARD
-            if reader is not None and plain and _clip_range(reader) is not None:
-                found[id(node)] = reader
-    return found
+class _Search:
+    """The state of one search; sets hold the ids of nodes and tensors."""
 
+    def __init__(
+        self, graph: Graph, layer_nodes: Sequence[Node], outputs: set[str], extents: Extents
+    ) -> None:
+        self.nodes = [node for node in ordered(graph) if node.domain in _STANDARD]
+        self.chosen = {id(node) for node in layer_nodes}
+        self.outputs = outputs
+        self.extents = extents
+        found = (gate_of(node, outputs) for node in self.nodes)
+        self.gates = {id(gate.node): gate for gate in found if gate is not None}
+        self.shut = {
+            id(n): g.floor for g in self.gates.values() for n in (g.node, g.inner) if n is not None
+        }
+        self.absorbed = self._absorbed()
 
-def _clip_range(node: Node) -> tuple[float, float | None] | None:
-    """Ends of an activation that saturation can stand for, from 0 up; None for all others."""
-    if node.op == "Relu":
-        return 0.0, None
-    if node.op != "Clip":
-        return None
-    if "min" in node.attrs or "max" in node.attrs:
-        low, high = node.attrs.get("min"), node.attrs.get("max")
-    else:
-        ends = [input_at(node, 1), input_at(node, 2)]
-        if any(end is not None and not is_constant(end) for end in ends):
-            return None
-        low, high = (None if end is None else float(values_of(end).item()) for end in ends)
-    return (0.0, high) if low == 0.0 and (high is None or high > 0) else None
+    def regions(self) -> Regions:
+        joined = self._backward(self._forward())
+        kept = self.chosen | joined
+        layers = tuple(node for node in self.nodes if id(node) in self.chosen)
+        others = tuple(node for node in self.nodes if id(node) in joined)
+        gates = tuple(self.gates[id(node)] for node in others if id(node) in self.gates)
+        self.absorbed = {key: found for key, found in self.absorbed.items() if key in kept}
+        pairs = tuple(
+            (node, self.absorbed[id(node)]) for node in self.nodes if id(node) in self.absorbed
+        )
+        return Regions(layers, others, gates, pairs, self._grids(layers, others, gates))
 
+    def _absorbed(self) -> dict[int, Absorbed]:
+        """What grids stand for, behind the operators that have one of their own."""
+        found = {}
+        for node in self.nodes:
+            layer = id(node) in self.chosen and node.op in ALWAYS_INTEGER_OUT
+            if layer or node.op in ARITHMETIC or id(node) in self.gates:
+                behind = absorbed_behind(node, self.outputs)
+                if behind is not None and behind.result.name in self.extents:
+                    found[id(node)] = behind
+        return found
 
-def _result(node: Node, absorbed: Mapping[int, Node]) -> Tensor:
-    """The tensor that a node gives its readers, past an absorbed activation."""
-    return absorbed[id(node)].outputs[0] if id(node) in absorbed else node.outputs[0]
+    def _result(self, node: Node) -> Tensor:
+        """The tensor that a node gives its readers, past what it absorbs."""
+        return self.absorbed[id(node)].result if id(node) in self.absorbed else node.outputs[0]
 
+    def _activations(self, node: Node) -> list[Tensor]:
+        """Inputs that an integer operator reads as data; weight and bias of a layer are none."""
+        if id(node) in self.gates:
+            return [self.gates[id(node)].source]
+        if node.op in MOVES | BRIDGES or node.op in ("Conv", "Gemm", "MatMul"):
+            return [node.inputs[0]]
+        return [t for t in node.inputs if not t.is_empty()]
 
-def _activations(node: Node) -> list[Tensor]:
-    """Inputs that an integer operator reads as data; weight and bias of a layer are none."""
-    if node.op in MOVES | BRIDGES or node.op in ("Conv", "Gemm", "MatMul"):
-        return [node.inputs[0]]
-    return [t for t in node.inputs if not t.is_empty()]
-
-
-def _forward(
-    nodes: Sequence[Node], chosen: set[int], absorbed: Mapping[int, Node], ranged: Container[str]
-) -> set[int]:
-    """Operators whose activations all come from integers, directly or over a bridge."""
-    integer: set[int] = set()
-    near: set[int] = set()
-    joined: set[int] = set()
-    for node in nodes:
-        if id(node) in chosen:
-            if node.op in ALWAYS_INTEGER_OUT:
-                integer.add(id(_result(node, absorbed)))
-            continue
-        activations = _activations(node)
-        if not all(t.name in ranged for t in (*activations, *node.outputs[:1])):
-            continue
-        if node.op in MOVES and _moves(node) and id(activations[0]) in integer | near:
-            (integer if id(activations[0]) in integer else near).add(id(node.outputs[0]))
-            joined.add(id(node))
-        elif node.op in ARITHMETIC and activations:
-            if all(id(t) in integer or id(t) in near for t in activations):
+    def _forward(self) -> set[int]:
+        """Operators whose activations all come from integers, directly or over a bridge."""
+        integer: set[int] = set()
+        near: set[int] = set()
+        joined: set[int] = set()
+        for node in self.nodes:
+            if id(node) in self.chosen:
+                if node.op in ALWAYS_INTEGER_OUT:
+                    integer.add(id(self._result(node)))
+                continue
+            activations = self._activations(node)
+            if not all(t.name in self.extents for t in (*activations, *node.outputs[:1])):
+                continue
+            if id(node) in self.gates:
+                if id(activations[0]) in integer:
+                    joined.add(id(node))
+                    integer.add(id(self._result(node)))
+                elif id(activations[0]) in near:
+                    near.add(id(node.outputs[0]))
+            elif node.op in MOVES and _moves(node) and id(activations[0]) in integer | near:
+                (integer if id(activations[0]) in integer else near).add(id(node.outputs[0]))
                 joined.add(id(node))
-                integer.add(id(_result(node, absorbed)))
-        elif node.op in BRIDGES and id(node.inputs[0]) in integer | near:
-            near.add(id(node.outputs[0]))
-    return joined
+            elif node.op in ARITHMETIC and activations and self._shares_a_grid(node):
+                if all(id(t) in integer or id(t) in near for t in activations):
+                    joined.add(id(node))
+                    integer.add(id(self._result(node)))
+            elif _crossed(node, integer | near):
+                near.add(id(node.outputs[0]))
+        return joined
+
+    def _shares_a_grid(self, node: Node) -> bool:
+        """Whether no input of a Concat would vanish on its grid, as scores do beside boxes."""
+        if node.op != "Concat":
+            return True
+        spans = [max(map(abs, self.extents[t.name])) for t in node.inputs]
+        return max(spans) <= _CONCAT_RATIO * min(spans)
+
+    def _backward(self, joined: set[int]) -> set[int]:
+        """Those of ``joined`` that an integer operator reads in the end."""
+        kept: set[int] = set()
+        for node in reversed(self.nodes):
+            if id(node) in joined:
+                readers = self._result(node).outputs
+                if any(id(reader) in kept or id(reader) in self.chosen for reader in readers):
+                    kept.add(id(node))
+        return kept
+
+    def _grids(
+        self, layers: Sequence[Node], others: Sequence[Node], gates: Sequence[Gate]
+    ) -> dict[str, Grid]:
+        nodes = (*layers, *others)
+        conv_inputs = {id(node.inputs[0]) for node in layers if node.op == "Conv"}
+        made = {id(self._result(n)): n for n in nodes if n.op not in ("Gemm", "MatMul")}
+        results = {id(t): t for t in map(self._result, nodes) if id(t) in made}
+        read = {id(t): t for node in nodes for t in self._activations(node)}
+        moved = {node.outputs[0].name: node for node in others if node.op in MOVES}
+        floors = {gate.source.name: gate.floor for gate in gates}
+        grids = {}
+        for key, tensor in (read | results).items():
+            maker = made.get(key)
+            absorbed = Absorbed() if maker is None else self.absorbed.get(id(maker), Absorbed())
+            floor, ceiling = self._ends(tensor, absorbed, floors.get(tensor.name))
+            root = tensor.name
+            while root in moved:
+                root = moved[root].inputs[0].name
+            grids[tensor.name] = Grid(
+                tensor, root, floor, ceiling, maker, key in conv_inputs, absorbed
+            )
+        return grids
+
+    def _ends(
+        self, tensor: Tensor, absorbed: Absorbed, shut: float | None
+    ) -> tuple[float | None, float | None]:
+        """Ends of the grid known without looking at values; below ``shut`` a gate is shut."""
+        if absorbed.nodes:
+            lows = [end for end in (absorbed.low, shut) if end is not None]
+            return max(lows, default=None), absorbed.high
+        maker = producer(tensor)
+        if maker is not None and maker.op in ("Relu", "Sigmoid"):
+            return 0.0, None
+        return shut if shut is not None else self._deaf(tensor), None
+
+    def _deaf(self, tensor: Tensor) -> float | None:
+        """The value below which all readers of a tensor give zero, if there is one."""
+        if tensor.name in self.outputs or not tensor.outputs:
+            return None
+        floors = [self.shut.get(id(reader), -inf) for reader in tensor.outputs]
+        return None if -inf in floors else min(floors)
+
+
+def _crossed(node: Node, sources: set[int]) -> bool:
+    """Whether a node is a cheap float function of one of the tensors ``sources``."""
+    if node.op in BRIDGES:
+        return id(node.inputs[0]) in sources
+    return any(id(t) in sources and scalar_affine(node, t) is not None for t in node.inputs)
 
 
 def _moves(node: Node) -> bool:
@@ -173,69 +266,3 @@ def _moves(node: Node) -> bool:
     if node.op == "Resize":
         return bool(node.attrs.get("mode", "nearest") == "nearest")
     return len(node.outputs) == 1
-
-
-def _backward(
-    nodes: Sequence[Node], chosen: set[int], joined: set[int], absorbed: Mapping[int, Node]
-) -> set[int]:
-    """Those of ``joined`` that an integer operator reads in the end."""
-    kept: set[int] = set()
-    for node in reversed(nodes):
-        if id(node) in joined:
-            readers = _result(node, absorbed).outputs
-            if any(id(reader) in kept or id(reader) in chosen for reader in readers):
-                kept.add(id(node))
-    return kept
-
-
-def _grids(
-    layers: Sequence[Node],
-    others: Sequence[Node],
-    absorbed: Mapping[int, Node],
-    outputs: set[str],
-) -> dict[str, Grid]:
-    nodes = (*layers, *others)
-    conv_inputs = {id(node.inputs[0]) for node in layers if node.op == "Conv"}
-    made: dict[int, Node] = {}
-    for node in nodes:
-        if node.op not in ("Gemm", "MatMul"):
-            made[id(_result(node, absorbed))] = node
-    tensors: dict[str, Tensor] = {}
-    for node in nodes:
-        for tensor in _activations(node):
-            tensors[tensor.name] = tensor
-    for node in nodes:
-        if id(_result(node, absorbed)) in made:
-            tensors[_result(node, absorbed).name] = _result(node, absorbed)
-    moved = {node.outputs[0].name: node for node in others if node.op in MOVES}
-
-    def root(name: str) -> str:
-        while name in moved:
-            name = moved[name].inputs[0].name
-        return name
-
-    grids = {}
-    for name, tensor in tensors.items():
-        maker = made.get(id(tensor))
-        shown = tensor.name in outputs
-        floor, ceiling = _ends(tensor, None if maker is None else absorbed.get(id(maker)), shown)
-        grids[name] = Grid(
-            tensor, root(name), floor, ceiling, maker is not None, id(tensor) in conv_inputs
-        )
-    return grids
-
-
-def _ends(tensor: Tensor, absorbed: Node | None, shown: bool) -> tuple[float | None, float | None]:
-    """Ends of the grid known without looking at values; ``shown``: a graph gives it out."""
-    if absorbed is not None:
-        return _clip_range(absorbed) or (None, None)
-    maker = producer(tensor)
-    if maker is not None and maker.op in ("Relu", "Sigmoid"):
-        return 0.0, None
-    # HardSwish is 0 from -3 down, so nothing below has to be told apart.
-    deaf = (
-        not shown
-        and bool(tensor.outputs)
-        and all(reader.op == "HardSwish" for reader in tensor.outputs)
-    )
-    return (_HARD_SWISH_ZERO, None) if deaf else (None, None)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
+from onnxslim_tk.passes.canonicalize import Canonicalize
 from onnxslim_tk.passes.channels import Channels
 from onnxslim_tk.passes.clean import Clean
 from onnxslim_tk.passes.dynamic_int8 import DynamicInt8
@@ -16,7 +17,17 @@ from onnxslim_tk.passes.sparsify import Sparsify
 PASSES: Final[Mapping[str, type[Any]]] = MappingProxyType(
     {
         method.name: method
-        for method in (Clean, Fuse, Factorize, Channels, Sparsify, Share, Quantize, DynamicInt8)
+        for method in (
+            Clean,
+            Fuse,
+            Canonicalize,
+            Factorize,
+            Channels,
+            Sparsify,
+            Share,
+            Quantize,
+            DynamicInt8,
+        )
     }
 )
 """Every method by the name that recipes use."""

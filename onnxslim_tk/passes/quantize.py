@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from onnxslim_tk.errors import ModelError, RecipeError
 from onnxslim_tk.graph.edit import input_at, output_names, values_of
+from onnxslim_tk.graph.grids import Affine, fitted
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.graph.opset import raise_opset
-from onnxslim_tk.graph.qdq import Affine, WeightGrid, gather_rows, weight_grid, write_regions
+from onnxslim_tk.graph.qdq import WeightGrid, gather_rows, weight_grid, write_regions
 from onnxslim_tk.graph.regions import Grid, find_regions
 from onnxslim_tk.graph.sharing import by_weight, read_alike
 from onnxslim_tk.kernels.least_squares import relative_error
@@ -143,15 +144,14 @@ class Quantize:
             for layer, _ in integer
         }
         outputs = output_names(model)
-        regions = find_regions(
-            model.graph, [layer.node for layer, _ in integer], outputs, statistics.ranges
-        )
+        extents = {name: (found.low, found.high) for name, found in statistics.ranges.items()}
+        regions = find_regions(model.graph, [layer.node for layer, _ in integer], outputs, extents)
         affine: dict[str, Affine] = {}
         for name, grid in regions.grids.items():
             if grid.like not in affine:
                 head = regions.grids.get(grid.like, grid)
                 ranges = by_input.get(grid.tensor.name, self.ranges)
-                affine[grid.like] = _affine(head, statistics, ranges)
+                affine[grid.like] = fitted(head, _affine(head, statistics, ranges))
             affine[name] = affine[grid.like]
         ranks = {name: len(shape) for name, shape in statistics.shapes.items()}
         write_regions(model, regions, affine, integer, ranks)

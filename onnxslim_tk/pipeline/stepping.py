@@ -8,7 +8,7 @@ from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.measure.runtime import Feed
 from onnxslim_tk.measure.validate import Progress
-from onnxslim_tk.plan.policy import alternatives, asked_for, rescaled, within
+from onnxslim_tk.plan.policy import alternatives, asked_for, rescaled, trimmed, within
 from onnxslim_tk.plan.proposal import Context, Pass, Proposal
 from onnxslim_tk.plan.recipe import Stage
 
@@ -28,13 +28,15 @@ class Asking:
 
 
 class Stepping:
-    """Takes rows whose measured errors add up to a share of those of all rows asked for.
+    """Takes rows by their measured errors.
 
-    Each row is probed alone, once; its error is kept for later steps by method and targets.
+    With a ``share``, those whose errors add up to that part of the errors of all rows asked for;
+    without, all but the few whose error is out of proportion. Each row is probed alone, once;
+    its error is kept for later steps by method and targets.
     """
 
     def __init__(self, feeds: Sequence[Feed], progress: Progress) -> None:
-        self.share = 1.0
+        self.share: float | None = None
         self._feeds = feeds[:_PROBE_SAMPLES]
         self._progress = progress
         self._errors: dict[tuple[str, tuple[str, ...]], float] = {}
@@ -42,9 +44,11 @@ class Stepping:
     def __call__(
         self, stage: Stage, proposals: Sequence[Proposal], model: Model, context: Context
     ) -> list[Proposal]:
-        """Rows within the present share, chosen by the knapsack."""
+        """Rows within the present share, chosen by the knapsack, or the trimmed ones."""
         groups = alternatives(proposals)
         lossy = [k for k, group in enumerate(groups) if group[0].error > 0]
+        if self.share is None:
+            lossy = [k for k in lossy if len(groups[k]) > 1 and groups[k][0].cost_saved > 0]
         if not lossy:
             return asked_for(proposals)
         if self._feeds:
@@ -55,6 +59,8 @@ class Stepping:
             if (key := (groups[k][0].method, groups[k][0].targets)) in self._errors
         }
         known = rescaled(proposals, measured)
+        if self.share is None:
+            return trimmed(known)
         total = sum(group[0].error for group in alternatives(known) if group[0].error < 1e9)
         return within(known, self.share * total)
 

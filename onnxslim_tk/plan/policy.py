@@ -11,6 +11,10 @@ from onnxslim_tk.plan.proposal import Proposal
 
 _GAP = 1e-3
 _NODES = 2000
+# Decibels that giving up one percent of the time saved has to bring, and those that any has to.
+_WORTH = 0.25
+_LEAST_GAIN = 0.3
+_CLEAR_DB = 20.0
 
 
 def alternatives(proposals: Sequence[Proposal]) -> list[list[Proposal]]:
@@ -33,6 +37,38 @@ def within(proposals: Sequence[Proposal], tolerance: float) -> list[Proposal]:
     time.
     """
     return _solve(alternatives(proposals), tolerance)
+
+
+def trimmed(proposals: Sequence[Proposal]) -> list[Proposal]:
+    """What was asked for, but the milder setting where a row costs far more than it saves.
+
+    Rows are given up one by one, those of the most error per time saved first, as long as that
+    lowers the sum of errors by :data:`_WORTH` dB or more for each percent of the time saved by
+    all, and until the sum is :data:`_CLEAR_DB` below the signal. A row without a milder setting
+    stays.
+    """
+    chosen = {(p.method, p.targets): p for p in asked_for(proposals)}
+    milder = {
+        (group[0].method, group[0].targets): group[1]
+        for group in alternatives(proposals)
+        if len(group) > 1 and group[0].cost_saved > group[1].cost_saved
+    }
+    gains = {
+        key: (chosen[key].error - other.error, chosen[key].cost_saved - other.cost_saved)
+        for key, other in milder.items()
+        if key in chosen and chosen[key].error > other.error
+    }
+    total = sum(p.error for p in chosen.values())
+    saved = sum(p.cost_saved for p in chosen.values()) or 1.0
+    for key in sorted(gains, key=lambda key: (-gains[key][0] / gains[key][1], key)):
+        lost, cost = gains[key]
+        if total <= 10 ** (-_CLEAR_DB / 10):
+            break
+        gain = 10 * np.log10(total / max(total - lost, 1e-12))
+        if gain >= _LEAST_GAIN and gain >= _WORTH * 100 * cost / saved:
+            chosen[key] = milder[key]
+            total -= lost
+    return list(chosen.values())
 
 
 def _solve(groups: list[list[Proposal]], tolerance: float | None) -> list[Proposal]:

@@ -20,6 +20,7 @@ PRESETS: Final[Mapping[str, str]] = {
         stages:
           clean: [clean]
           fuse: [fuse]
+          canonicalize: [canonicalize]
           numbers: [{quantize: {activations: false}}]
         """,
     "balanced": """
@@ -27,6 +28,7 @@ PRESETS: Final[Mapping[str, str]] = {
         stages:
           clean: [clean]
           fuse: [fuse]
+          canonicalize: [canonicalize]
           numbers: [quantize, dynamic_int8]
         """,
     "small": """
@@ -34,6 +36,7 @@ PRESETS: Final[Mapping[str, str]] = {
         stages:
           clean: [clean]
           fuse: [fuse]
+          canonicalize: [canonicalize]
           share: [share]
           numbers: [quantize, dynamic_int8]
         """,

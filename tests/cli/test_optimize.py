@@ -59,7 +59,12 @@ def test_json_is_strict_and_alone_on_stdout(
     assert data["validation"]["result"]["file_bytes"] == (tmp_path / "out.onnx").stat().st_size
     assert data["validation"]["faithfulness"]["metric"] == "accuracy"
     assert data["samples"] == {"calibrate": 20, "choose": 10, "judge": 10, "overlaps": False}
-    assert [stage["stage"] for stage in data["plan"]["stages"]] == ["clean", "fuse", "numbers"]
+    assert [stage["stage"] for stage in data["plan"]["stages"]] == [
+        "clean",
+        "fuse",
+        "canonicalize",
+        "numbers",
+    ]
 
 
 def test_quiet_says_nothing_when_all_is_well(

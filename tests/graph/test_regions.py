@@ -30,7 +30,8 @@ def found(
     model = opened(proto)
     wanted = set(chosen)
     nodes = [layer.node for layer in layers(model) if not wanted or layer.id in wanted]
-    return find_regions(model.graph, nodes, output_names(model), names_of(model) - set(unknown))
+    extents = {name: (-1.0, 1.0) for name in names_of(model) - set(unknown)}
+    return find_regions(model.graph, nodes, output_names(model), extents)
 
 
 def others(regions: Regions) -> list[str]:
@@ -40,7 +41,7 @@ def others(regions: Regions) -> list[str]:
 def test_a_residual_network_is_one_region() -> None:
     regions = found(residual_cnn())
     assert others(regions) == ["Add", "Add", "GlobalAveragePool", "Flatten"]
-    assert [pair[1].outputs[0].name for pair in regions.absorbed] == ["r0", "r1", "r2", "r3", "r4"]
+    assert [behind.result.name for _, behind in regions.absorbed] == ["r0", "r1", "r2", "r3", "r4"]
     assert len(regions.layers) == 6
     assert len(regions.nodes) == 10
     assert set(regions.grids) == {"x", "r0", "r1", "c2", "r2", "r3", "c4", "r4", "p", "f"}
@@ -105,8 +106,8 @@ def test_operators_join_where_all_they_read_and_some_reader_is_in_integers(
     assert others(regions) == joined
 
 
-def test_only_saturation_from_zero_up_is_absorbed() -> None:
-    for ends, absorbed in (((0.0, 6.0), True), ((-1.0, 1.0), False), ((0.0, -1.0), False)):
+def test_saturation_around_zero_is_absorbed() -> None:
+    for ends, absorbed in (((0.0, 6.0), True), ((-1.0, 1.0), True), ((0.5, 1.0), False)):
         constants = {"low": normal(0) * 0 + ends[0], "high": normal(0) * 0 + ends[1]}
         body = "c = Conv(x, w) r = Clip(c, low, high) y = Conv(r, v)"
         regions = found(graph(body, constants))
