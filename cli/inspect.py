@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from onnxslim_tk.errors import CalibrationError, SessionError
+from onnxslim_tk.graph.formats import told
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.observe import observed_shapes
 from onnxslim_tk.measure.runtime import Session
@@ -71,6 +72,8 @@ def _facts(found: Overview) -> Table:
         "already quantized": f"{count(found.quantized_layers)} layers, "
         f"{count(found.quantize_operators)} quantizing operators",
     }
+    if found.formats:
+        rows["number formats"] = told(found.formats)
     if found.custom_operators:
         custom = found.custom_operators.items()
         rows["custom operators"] = ", ".join(f"{shown(name)} x {n}" for name, n in custom)

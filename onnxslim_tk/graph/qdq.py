@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -25,6 +26,8 @@ from onnxslim_tk.graph.grids import LEVELS, Affine, on_grid, written_as
 from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.model import Model, Tensor
 from onnxslim_tk.graph.regions import Grid, Regions
+from onnxslim_tk.graph.weight_slot import HALF
+from onnxslim_tk.kernels.rounding import symmetric_scales, to_grid
 
 Array = NDArray[Any]
 _MOST_BIAS: Final = 2.0**30
@@ -42,9 +45,19 @@ class WeightGrid:
 
     def dense(self, layer: Layer) -> Array:
         """The float weight that the values stand for."""
-        shape = [1] * self.values.ndim
-        shape[layer.channel_axis] = -1
-        return self.values.astype(np.float32) * self.scales.reshape(shape)
+        return np.asarray(self.values.astype(np.float32) * layer.along(self.scales))
+
+
+def weight_grid(layer: Layer, bits: int = 8) -> WeightGrid:
+    """Int8 values and scales per output channel; values that lie on a grid already stay."""
+    if layer.scale is not None:
+        values = np.asarray(layer.stored.values)
+        scales = np.broadcast_to(layer.scale.astype(np.float32), (prod(layer.scale_shape),))
+        return WeightGrid(values, scales.copy())
+    flat = layer.by_channel(layer.weight).astype(np.float64)
+    scales = symmetric_scales(flat, bits).astype(np.float32)
+    values = to_grid(flat, scales.astype(np.float64), bits)
+    return WeightGrid(layer.from_channels(values), scales)
 
 
 def write_regions(
@@ -221,7 +234,7 @@ def _keep_from_gemm(model: Model, layer: Layer, rank: int) -> None:
 def gather_rows(model: Model, layer: Layer, grid: WeightGrid) -> None:
     """Embedding rows gathered as int8, then scaled: only rows that are read become float."""
     node, graph, indices = layer.node, layer.graph, layer.input
-    output = node.outputs[0]
+    output, half = node.outputs[0], layer.is_half
     remove_node(graph, node)
     rows = add_node(
         model, graph, "Gather", [constant(model, grid.values), indices], attrs={"axis": 0}
@@ -230,4 +243,6 @@ def gather_rows(model: Model, layer: Layer, grid: WeightGrid) -> None:
     scale = constant(model, grid.scales.astype(np.float32)[:, None])
     scales = add_node(model, graph, "Gather", [scale, indices], attrs={"axis": 0})
     wide = add_node(model, graph, "Cast", [rows], attrs={"to": _FLOAT})
-    add_node(model, graph, "Mul", [wide, scales], [output])
+    scaled = add_node(model, graph, "Mul", [wide, scales], None if half else [output])
+    if half:
+        add_node(model, graph, "Cast", [scaled], [output], attrs={"to": HALF})

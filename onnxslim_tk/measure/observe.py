@@ -135,7 +135,7 @@ def observe(
         _Rows(layer, "covariance" in wanted, len(feeds), seed + k) for k, layer in enumerate(seen)
     ]
     jobs = jobs if wanted & {"mean", "covariance"} else []
-    jobs = [job for job in jobs if job.layer.kind != "Gather"]
+    jobs = [job for job in jobs if job.layer.meets_input]
     ranged = _float_tensors(model, found.shapes) if "range" in wanted else []
     histograms = {name: Histogram() for name in ranged}
     names = list(dict.fromkeys([*(job.layer.input.name for job in jobs), *ranged]))
@@ -233,6 +233,8 @@ def _columns(layer: Layer) -> int:
         return prod(shape[1:])
     if layer.kind == "ConvTranspose":
         return shape[0] // layer.groups
+    if layer.is_recurrent:
+        return shape[2]
     return shape[1] if layer.transposed else shape[0]
 
 
@@ -249,11 +251,29 @@ def input_rows(layer: Layer, values: Array, most: int, rng: np.random.Generator)
         split = picked.reshape(len(picked), layer.groups, -1)
         return np.ascontiguousarray(split.transpose(1, 0, 2))
     flat = values.reshape(-1, values.shape[-1])
-    return flat[_pick(len(flat), most, rng)][None]
+    rows = flat[_pick(len(flat), most, rng)]
+    # All directions of a recurrent layer read the same rows.
+    return np.broadcast_to(rows, (layer.groups, *rows.shape))
 
 
 def _pick(count: int, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
     return np.arange(count) if count <= most else np.sort(rng.choice(count, most, replace=False))
+
+
+def _edges(
+    attrs: Mapping[str, Any], sizes: Sequence[int], spans: Sequence[int], strides: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Padding before and behind each axis, also where the operator finds it by itself."""
+    dims = len(sizes)
+    auto = attrs.get("auto_pad", "NOTSET")
+    if auto.startswith("SAME"):
+        # As many places as strides fit in; an odd rest goes behind, or before with SAME_LOWER.
+        wanted = [-(-n // step) * step - step for n, step in zip(sizes, strides, strict=True)]
+        totals = [max(0, w + span - n) for w, span, n in zip(wanted, spans, sizes, strict=True)]
+        halves = [(total // 2, total - total // 2) for total in totals]
+        return halves if auto == "SAME_UPPER" else [(b, a) for a, b in halves]
+    pads = attrs.get("pads", [0] * 2 * dims)
+    return [(pads[i], pads[dims + i]) for i in range(dims)]
 
 
 def _patches(layer: Layer, values: Array, most: int, rng: np.random.Generator) -> Array:
@@ -262,10 +282,8 @@ def _patches(layer: Layer, values: Array, most: int, rng: np.random.Generator) -
     attrs = layer.node.attrs
     strides = attrs.get("strides", [1] * dims)
     dilations = attrs.get("dilations", [1] * dims)
-    pads = attrs.get("pads", [0] * 2 * dims)
-    edges = [(0, 0), (0, 0), *((pads[i], pads[dims + i]) for i in range(dims))]
-    padded = np.pad(values, edges)
     spans = [(kernel[i] - 1) * dilations[i] + 1 for i in range(dims)]
+    padded = np.pad(values, [(0, 0), (0, 0), *_edges(attrs, values.shape[2:], spans, strides)])
     places = [(padded.shape[2 + i] - spans[i]) // strides[i] + 1 for i in range(dims)]
     batch = len(values)
     picked = _pick(batch * prod(places), most, rng)

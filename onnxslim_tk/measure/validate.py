@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from onnxslim_tk.graph.layers import Layer, layers
-from onnxslim_tk.graph.model import Model
+from onnxslim_tk.graph.model import Model, bodies
 from onnxslim_tk.measure.fidelity import OutputFidelity, compare
 from onnxslim_tk.measure.kinds import OutputKind
 from onnxslim_tk.measure.latency import Latency, measure_latency
@@ -34,6 +34,7 @@ INTEGER_KERNELS: Final = frozenset(
         "QLinearMatMul",
     }
 )
+_INTEGER: Final = ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul")
 _LAYER_SAMPLES: Final = 4
 
 
@@ -110,7 +111,8 @@ def validate_files(
     progress("time both models", 0, 1)
     latency = measure_latency(original[0], result[0], feeds) if feeds else None
     progress("time both models", 1, 1)
-    meant = [layer for layer in layers(result[1]) if runs_in_integers(layer)]
+    meant = sum(runs_in_integers(layer) for layer in layers(result[1]))
+    meant += sum(node.op in _INTEGER for _, body in bodies(result[1].graph) for node in body.nodes)
     operators: Counter[str] = running_operators(result[0])
     return Validation(
         original=size_of(original[0], original[1], shapes[0]),
@@ -118,7 +120,7 @@ def validate_files(
         latency=latency,
         faithfulness=faithful,
         layers=layer_errors(original[1], result[1], feeds[:_LAYER_SAMPLES]),
-        integer_meant=len(meant),
+        integer_meant=meant,
         integer_formed=sum(operators[name] for name in INTEGER_KERNELS),
     )
 
@@ -135,11 +137,11 @@ def layer_errors(original: Model, result: Model, feeds: tuple[Feed, ...]) -> tup
     A quantized output is read behind its grid, where the activation that it absorbed has worked.
     """
     known = set(inner_tensors(original))
-    before = {layer.output.name: layer for layer in layers(original)}
+    before = {layer.output.name: layer for layer in layers(original) if layer.meets_input}
     pairs = [
         (layer, layer.output.name, _settled(layer))
         for layer in layers(result)
-        if not layer.path and layer.output.name in known and layer.kind != "Gather"
+        if not layer.path and layer.output.name in known and layer.meets_input
     ]
     if not pairs or not feeds:
         return ()

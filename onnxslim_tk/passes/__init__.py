@@ -7,6 +7,7 @@ from typing import Any, Final
 from onnxslim_tk.passes.canonicalize import Canonicalize
 from onnxslim_tk.passes.channels import Channels
 from onnxslim_tk.passes.clean import Clean
+from onnxslim_tk.passes.dynamic_int8 import DynamicInt8
 from onnxslim_tk.passes.factorize import Factorize
 from onnxslim_tk.passes.fuse import Fuse
 from onnxslim_tk.passes.quantize import Quantize
@@ -25,6 +26,7 @@ PASSES: Final[Mapping[str, type[Any]]] = MappingProxyType(
             Sparsify,
             Share,
             Quantize,
+            DynamicInt8,
         )
     }
 )

@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.edit import (
     bypass,
     drop_unused,
@@ -38,17 +39,25 @@ class Clean:
 
     Drops nodes that no output needs or that change nothing, merges nested transposes, evaluates
     nodes of constants where the file doesn't grow by it, and merges equal constants and nodes.
+    ``notes`` set to ``drop`` also takes the doc strings and metadata of nodes away, such as an
+    exporter's stack traces, which no runtime reads.
     """
 
     name: ClassVar[str] = "clean"
-    main: ClassVar[str] = ""
+    main: ClassVar[str] = "notes"
     observes: ClassVar[frozenset[Observable]] = frozenset()
+
+    notes: Literal["keep", "drop"] = "keep"
+
+    def __post_init__(self) -> None:
+        if self.notes not in ("keep", "drop"):
+            raise RecipeError(f"clean: notes must be keep or drop, got {self.notes!r}")
 
     def propose(self, model: Model, context: Context) -> Iterator[Proposal | Refusal]:
         """One row for the whole model, with what was counted and saved on a copy of it."""
         twin = model.copy()
         before = to_proto(twin).ByteSize()
-        counts = _tidy(twin)
+        counts = self._tidy(twin)
         if counts:
             saved = before - to_proto(twin).ByteSize()
             yield Proposal(("model",), self.name, "", dict(sorted(counts.items())), saved)
@@ -56,7 +65,22 @@ class Clean:
     def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
         """Tidy the model; the counts of the chosen row are not needed for it."""
         if chosen:
-            _tidy(model)
+            self._tidy(model)
+
+    def _tidy(self, model: Model) -> Counter[str]:
+        counts = _tidy(model)
+        if self.notes == "drop":
+            counts["notes"] = _drop_notes(model)
+        return +counts
+
+
+def _drop_notes(model: Model) -> int:
+    """Take doc strings and metadata off the nodes; on how many there were any."""
+    held = [n for n in model.notes.values() if n.doc_string or n.metadata_props]
+    for note in held:
+        note.ClearField("doc_string")
+        note.ClearField("metadata_props")
+    return len(held)
 
 
 def _tidy(model: Model) -> Counter[str]:

@@ -94,6 +94,14 @@ def _refusal(layer: Layer) -> str:
         return "an embedding is not factored"
     if layer.kind == "ConvTranspose":
         return "a transposed convolution is not factored"
+    if layer.is_half:
+        return "a float16 weight is not factored"
+    if layer.is_turned:
+        return "a weight behind a Transpose is not factored"
+    if layer.is_recurrent:
+        return "a recurrent weight is not factored"
+    if layer.node.attrs.get("auto_pad", "").startswith("SAME"):
+        return "a convolution that pads by itself is not factored"
     if layer.groups > 1:
         return "a grouped convolution is not factored"
     return layer.obstacle(_SMALLEST)

@@ -12,11 +12,11 @@ from onnxslim_tk.graph.edit import input_at, output_names, values_of
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.graph.opset import raise_opset
-from onnxslim_tk.graph.qdq import WeightGrid, gather_rows, write_regions
+from onnxslim_tk.graph.qdq import WeightGrid, gather_rows, weight_grid, write_regions
 from onnxslim_tk.graph.regions import find_regions
+from onnxslim_tk.graph.sharing import by_weight, read_alike
 from onnxslim_tk.kernels.least_squares import relative_error
 from onnxslim_tk.kernels.ranges import METHODS, expected_error, mse_range
-from onnxslim_tk.kernels.rounding import symmetric_scales, to_grid
 from onnxslim_tk.measure.observe import Statistics
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
@@ -26,6 +26,7 @@ from onnxslim_tk.recover.ranges import Ranges, choose_grids
 
 Array = NDArray[Any]
 _ALREADY = "quantized already"
+_SHARED = "the weight is shared with another node"
 _OPSET = 13
 _SMALLEST = 64
 # Bytes of the nodes and small constants that a quantized layer brings along.
@@ -64,24 +65,26 @@ class Quantize:
     def propose(self, model: Model, context: Context) -> Iterator[Proposal | Refusal]:
         """One row a layer: ``integer``, then ``float`` (int8 weights, float arithmetic)."""
         too_old = _too_old(model)
-        for layer in layers(model):
-            tuned = context.tuned(self, layer.names)
+        for sharers in by_weight(layers(model)):
+            settings = [context.tuned(self, layer.names) for layer in sharers]
+            tuned = next((found for found in settings if found is not None), None)
             if tuned is None:
                 continue
-            reason = _refusal(layer) or too_old
-            rows = [] if reason else list(_rows(tuned, layer, context))
-            if rows:
-                yield from rows
-            else:
-                already = "int8 would not make it smaller" if layer.is_dense else _ALREADY
-                yield Refusal(layer.id, self.name, reason or already)
+            reason = _SHARED if None in settings else _refusal(sharers) or too_old
+            rows = [] if reason else list(_rows(tuned, sharers, context))
+            yield from rows
+            if not rows:
+                already = "int8 would not make it smaller" if sharers[0].is_dense else _ALREADY
+                for layer, found in zip(sharers, settings, strict=True):
+                    if found is not None:
+                        yield Refusal(layer.id, self.name, reason or already)
 
     def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
         """Write the chosen layers; integer ones and what lies between them as regions."""
         if not chosen:
             return
         raise_opset(model, _OPSET)
-        rows = {row.targets[0]: row for row in chosen}
+        rows = {target: row for row in chosen for target in row.targets}
         means = self._float_means(model, rows, context)
         integer: list[tuple[Layer, WeightGrid]] = []
         outputs = output_names(model)
@@ -89,16 +92,16 @@ class Quantize:
             row = rows.get(layer.id)
             if row is None:
                 continue
+            tuned = context.tuned(self, layer.names) or self
+            grid, before = weight_grid(layer, tuned.weight_bits), layer.matrix()
+            if layer.kind == "Gather":
+                gather_rows(model, layer, grid)
+                continue
             if row.setting == "integer" and not _can_run_in_integers(layer, context):
                 raise RecipeError(
                     f"quantize: {layer.id!r} cannot run in integers without samples that show the "
                     "ranges of what it reads and gives"
                 )
-            tuned = context.tuned(self, layer.names) or self
-            grid, before = _weight_grid(layer, tuned.weight_bits), layer.matrix()
-            if row.setting == "rows":
-                gather_rows(model, layer, grid)
-                continue
             corrects = tuned.bias_correction != "none" and layer.is_dense
             if corrects and context.statistics is not None:
                 after = layer.to_matrix(grid.dense(layer)).astype(np.float64)
@@ -156,10 +159,12 @@ def _too_old(model: Model) -> str:
     return ""
 
 
-def _refusal(layer: Layer) -> str:
+def _refusal(sharers: Sequence[Layer]) -> str:
+    """Why the weight that ``sharers`` read must stay as it is; empty where it need not."""
+    layer = sharers[0]
     if layer.size < _SMALLEST:
         return f"fewer than {_SMALLEST} weights"
-    if not layer.is_dense and layer.node.op != "Gather" and not _is_decode(layer):
+    if not layer.is_dense and layer.node.op != "Gather" and not layer.is_multiplied:
         return _ALREADY
     if not layer.is_dense and layer.stored.dtype != np.int8:
         return _ALREADY
@@ -167,46 +172,46 @@ def _refusal(layer: Layer) -> str:
         return f"{_ALREADY}, with a zero point"
     if not np.isfinite(layer.weight).all():
         return "the weight holds values that are not finite"
-    if layer.is_shared:
-        return "the weight is shared with another node"
-    return ""
+    return "" if read_alike(sharers) else _SHARED
 
 
-def _is_decode(layer: Layer) -> bool:
-    """Whether a scaled weight is integers times a scale, not behind a DequantizeLinear."""
-    maker = layer.node.inputs[1].inputs[0]
-    return bool(maker.op == "Mul")
-
-
-def _rows(tuned: Quantize, layer: Layer, context: Context) -> Iterator[Proposal]:
-    grid = _weight_grid(layer, tuned.weight_bits)
+def _rows(tuned: Quantize, sharers: Sequence[Layer], context: Context) -> Iterator[Proposal]:
+    """Rows for the layers that read one weight: mostly one, else all of them at once."""
+    layer, ids = sharers[0], tuple(layer.id for layer in sharers)
+    grid = weight_grid(layer, tuned.weight_bits)
     before = packed_bytes(layer.weight) if layer.is_dense else packed_bytes(grid.values)
     if not layer.is_dense:
         before += grid.scales.nbytes + _FLOAT_OVERHEAD
-    after = packed_bytes(grid.values) + grid.scales.nbytes
-    macs = layer.macs(context.shapes)
+    saved = before - packed_bytes(grid.values) - grid.scales.nbytes
     error = relative_error(_flat(layer.weight), _flat(grid.dense(layer)))
-    if layer.kind == "Gather":
-        saved = before - after - 2 * _FLOAT_OVERHEAD
-        yield Proposal((layer.id,), tuned.name, "rows", bytes_saved=saved, error=error)
+    tables = sum(layer.kind == "Gather" for layer in sharers)
+    saved -= 2 * tables * _FLOAT_OVERHEAD
+    readers = [layer for layer in sharers if layer.kind != "Gather"]
+    if not readers:
+        yield Proposal(ids, tuned.name, "rows", bytes_saved=saved, error=error)
         return
-    if tuned.activations and _can_run_in_integers(layer, context):
-        noise = _input_noise(layer, context.statistics)
+    if tuned.activations and all(_can_run_in_integers(layer, context) for layer in readers):
+        costs = [
+            context.target.integer_saving(layer.kind, layer.macs(context.shapes))
+            for layer in readers
+        ]
         yield Proposal(
-            (layer.id,),
+            ids,
             tuned.name,
             "integer",
-            bytes_saved=before - after - _INTEGER_OVERHEAD - 4 * layer.channels,
-            cost_saved=context.target.integer_saving(layer.kind, macs),
-            error=error + noise,
+            bytes_saved=saved - sum(_INTEGER_OVERHEAD + 4 * layer.channels for layer in readers),
+            cost_saved=sum(costs),
+            error=error + max(_input_noise(layer, context.statistics) for layer in readers),
         )
-    if layer.is_dense and before - after - _FLOAT_OVERHEAD > 0:
-        saved = before - after - _FLOAT_OVERHEAD
-        yield Proposal((layer.id,), tuned.name, "float", bytes_saved=saved, error=error)
+    saved -= len(readers) * _FLOAT_OVERHEAD
+    if layer.is_dense and saved > 0:
+        yield Proposal(ids, tuned.name, "float", bytes_saved=saved, error=error)
 
 
 def _can_run_in_integers(layer: Layer, context: Context) -> bool:
     if context.statistics is None or layer.path or layer.kind not in ("Conv", "Gemm", "MatMul"):
+        return False
+    if layer.is_turned:
         return False
     # What was not finite in a run has no range; a convolution's output needs one as well.
     names = [layer.input.name, *([layer.output.name] if layer.kind == "Conv" else [])]
@@ -231,18 +236,3 @@ def _input_noise(layer: Layer, statistics: Statistics | None) -> float:
 
 def _flat(weight: Array) -> Array:
     return weight.reshape(weight.shape[0], -1)
-
-
-def _weight_grid(layer: Layer, bits: int) -> WeightGrid:
-    """Int8 values and scales per output channel; values that lie on a grid already stay."""
-    if layer.scale is not None:
-        values = np.asarray(layer.stored.values)
-        count = values.shape[layer.channel_axis]
-        scales = np.broadcast_to(layer.scale.astype(np.float32), (count,))
-        return WeightGrid(values, scales.copy())
-    weight = layer.weight
-    by_channel = np.moveaxis(weight, layer.channel_axis, 0)
-    flat = by_channel.reshape(by_channel.shape[0], -1).astype(np.float64)
-    scales = symmetric_scales(flat, bits).astype(np.float32)
-    values = to_grid(flat, scales.astype(np.float64), bits).reshape(by_channel.shape)
-    return WeightGrid(np.ascontiguousarray(np.moveaxis(values, 0, layer.channel_axis)), scales)

@@ -115,6 +115,8 @@ def _rows(
     fit = _fit(layer, context)
     proposed = False
     for clusters, dimensions in _levels(tuned):
+        if clusters < _STEPS[-1] and _is_unseen(layer, tuned, context):
+            continue
         book = fit.fit(clusters, dimensions, tuned.scaled, context.seed)
         values, scales, error = fit.foretell(book, tuned.feedback)
         if tuned.scaled:
@@ -135,6 +137,15 @@ def _rows(
         )
     if not proposed:
         yield Refusal(layer.id, tuned.name, "a codebook would not make the packed weight smaller")
+
+
+def _is_unseen(layer: Layer, tuned: Share, context: Context) -> bool:
+    """Whether samples were to steer the rounding, and could not: a body hides what it reads.
+
+    A coarse codebook without them costs far more than elsewhere.
+    """
+    hidden = context.statistics is not None and moments_of(layer, context.statistics) is None
+    return tuned.feedback and hidden and layer.kind != "Gather"
 
 
 def _details(book: Codebook) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import hashlib
 import time
 
+from onnxslim_tk.graph.formats import number_formats, told
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.observe import observed_shapes
 from onnxslim_tk.measure.runtime import Feed, runtime_version
@@ -78,6 +79,12 @@ def _warnings(shop: Workshop, attempt: Attempt, counts: Counts | None) -> list[s
         found.append(
             f"{counts.judge} samples are too few to split: the result was judged on samples that "
             "it was made with"
+        )
+    formats = number_formats(shop.model)
+    if formats and shop.recipe.stages:
+        found.append(
+            f"in narrow numbers already ({told(formats)}): such operators stay as they are, unless "
+            "their weights can be narrower still or run in integers"
         )
     if attempt.data == shop.data:
         cause = "nothing made the file smaller"

@@ -29,7 +29,7 @@ PRESETS: Final[Mapping[str, str]] = {
           clean: [clean]
           fuse: [fuse]
           canonicalize: [canonicalize]
-          numbers: [quantize]
+          numbers: [quantize, dynamic_int8]
         """,
     "small": """
         name: small
@@ -38,7 +38,7 @@ PRESETS: Final[Mapping[str, str]] = {
           fuse: [fuse]
           canonicalize: [canonicalize]
           share: [share]
-          numbers: [quantize]
+          numbers: [quantize, dynamic_int8]
         """,
 }
 _KEYS: Final = ("name", "stages", "layers", "exclude", "budget")

@@ -10,6 +10,7 @@ class Target:
     """A runtime on a kind of machine.
 
     ``integer_cost`` is the time of an int8 operator over that of the float one, by operator;
+    ``dynamic_cost`` the same where the range of the input is found in each run;
     ``channel_step`` the multiple that kept channel counts are rounded to;
     ``factor_share`` the share of multiply-accumulates below which two layers beat one.
     """
@@ -18,10 +19,15 @@ class Target:
     channel_step: int
     factor_share: float
     integer_cost: Mapping[str, float] = field(default_factory=dict)
+    dynamic_cost: Mapping[str, float] = field(default_factory=dict)
 
     def integer_saving(self, kind: str, macs: int | None) -> float:
         """Float multiply-accumulates saved when an operator of ``macs`` runs in int8."""
         return (1.0 - self.integer_cost.get(kind, 1.0)) * (macs or 0)
+
+    def dynamic_saving(self, kind: str, macs: int | None) -> float:
+        """Float multiply-accumulates saved when it runs in int8 with ranges found in each run."""
+        return (1.0 - self.dynamic_cost.get(kind, 1.0)) * (macs or 0)
 
 
 ONNXRUNTIME_CPU = Target(
@@ -29,5 +35,6 @@ ONNXRUNTIME_CPU = Target(
     channel_step=16,
     factor_share=0.75,
     integer_cost=MappingProxyType({"Conv": 0.3, "Gemm": 0.4, "MatMul": 0.4}),
+    dynamic_cost=MappingProxyType({"Gemm": 0.45, "MatMul": 0.45}),
 )
 """onnxruntime on x86-64 with VNNI, one thread (medians of interleaved runs)."""

@@ -17,7 +17,7 @@ _ADD_BYTES = 22
 
 def moments_of(layer: Layer, statistics: Statistics | None) -> Moments | None:
     """What samples show about the rows that ``layer``'s weight multiplies, if they do."""
-    if statistics is None or layer.path or layer.kind == "Gather":
+    if statistics is None or layer.path or not layer.meets_input:
         return None
     return statistics.moments.get(layer.id)
 
@@ -46,7 +46,9 @@ def shift_means(
 
 
 def shift_bytes(layer: Layer, statistics: Statistics | None, outputs: set[str]) -> int:
-    """Bytes that :func:`shift_means` adds to the file: 0 where a bias is there already."""
-    if moments_of(layer, statistics) is None or layer.bias(outputs) is not None:
+    """Bytes that :func:`shift_means` adds to the file: 0 where a bias is there, or has no place."""
+    if layer.is_recurrent or moments_of(layer, statistics) is None:
+        return 0
+    if layer.bias(outputs) is not None:
         return 0
     return 4 * layer.channels + _TENSOR_BYTES + (_ADD_BYTES if layer.kind == "MatMul" else 0)

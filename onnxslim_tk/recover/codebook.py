@@ -214,17 +214,13 @@ class CodebookFit:
         return np.where(near, found, scales)
 
     def _by_channel(self, matrix: Array) -> Floats:
-        moved = np.moveaxis(self.layer.from_matrix(matrix), self.layer.channel_axis, 0)
-        return np.ascontiguousarray(moved, np.float64).reshape(len(moved), -1)
+        rows = self.layer.by_channel(self.layer.from_matrix(matrix))
+        return np.ascontiguousarray(rows, np.float64)
 
     def _from_channels(self, rows: Floats) -> Floats:
-        axis, shape = self.layer.channel_axis, self.layer.shape
-        moved = rows.reshape(shape[axis], *shape[:axis], *shape[axis + 1 :])
-        return np.ascontiguousarray(np.moveaxis(moved, 0, axis))
+        return np.asarray(self.layer.from_channels(rows), np.float64)
 
     def _per_row(self, scales: Floats) -> Floats:
         """A channel's scale for every row of the matrix, ``(groups, rows)``."""
-        shape = [1] * len(self.layer.shape)
-        shape[self.layer.channel_axis] = -1
-        spread = np.broadcast_to(scales.reshape(shape), self.layer.shape)
+        spread = np.broadcast_to(self.layer.along(scales), self.layer.shape)
         return np.ascontiguousarray(self.layer.to_matrix(spread)[:, :, 0])

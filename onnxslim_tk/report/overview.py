@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from onnxslim_tk.graph.formats import number_formats
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model, bodies
 from onnxslim_tk.measure.size import parameters
@@ -45,7 +46,8 @@ class Overview:
     """A model at a glance.
 
     ``macs`` counts one run of one made-up sample. ``quantized_layers`` have their weight behind a
-    scale; ``custom_operators`` belong to other domains than ONNX's own; ``provenance`` is what a
+    scale; ``formats`` counts weighted operators by the quantized or narrow format that they have
+    already; ``custom_operators`` belong to other domains than ONNX's own; ``provenance`` is what a
     result of this package says of its making, empty for any other file.
     """
 
@@ -65,6 +67,7 @@ class Overview:
     weights_in_bodies: int
     quantized_layers: int
     quantize_operators: int
+    formats: Mapping[str, int]
     custom_operators: Mapping[str, int]
     provenance: Mapping[str, str]
 
@@ -102,6 +105,7 @@ def overview(
         weights_in_bodies=sum(view.weights for view in inner),
         quantized_layers=sum(view.scaled for view in views),
         quantize_operators=operators["QuantizeLinear"] + operators["DynamicQuantizeLinear"],
+        formats=number_formats(model),
         custom_operators=dict(custom),
         provenance=dict(provenance),
     )

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from onnxslim_tk.graph.edit import output_names
-from onnxslim_tk.graph.layers import Layer, layers
+from onnxslim_tk.graph.layers import Layer, layer_of, layers
 from onnxslim_tk.graph.model import Model, to_proto
 from onnxslim_tk.measure.observe import input_rows, observed_shapes
 from onnxslim_tk.measure.runtime import Session
@@ -38,6 +38,13 @@ CASES: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
     "Gemm": ("y = Gemm(x, w)", (4, 6), (6, 5)),
     "Gemm with transB": ("y = Gemm<transB=1>(x, w)", (4, 6), (5, 6)),
     "MatMul": ("y = MatMul(x, w)", (4, 6), (6, 5)),
+    "Conv with SAME_UPPER": ('y = Conv<auto_pad="SAME_UPPER">(x, w)', (2, 3, 7, 8), (4, 3, 2, 3)),
+    "Conv with SAME_LOWER": (
+        'y = Conv<auto_pad="SAME_LOWER", strides=[2,3]>(x, w)',
+        (2, 3, 8, 8),
+        (4, 3, 3, 2),
+    ),
+    "MatMul behind a Transpose": ("t = Transpose(w) y = MatMul(x, t)", (4, 6), (5, 6)),
     "MatMul of rank 3": ("y = MatMul(x, w)", (2, 3, 6), (6, 5)),
 }
 
@@ -170,9 +177,21 @@ def test_what_is_no_plain_matrix_is_no_layer(body: str) -> None:
     assert not list(layers(opened(graph(body, "6, 6", w=normal(0, 6, 6)))))
 
 
-def test_half_precision_and_custom_operators_are_no_layers() -> None:
+def test_a_half_precision_weight_is_a_layer_but_none_to_cut() -> None:
     text = f"{HEAD} g (float16[N, 6] x) => (float16[N, 6] y) {{ y = MatMul(x, w) }}"
-    assert not list(layers(opened(model_of(text, {"w": normal(0, 6, 6).astype(np.float16)}))))
+    proto = model_of(text, {"w": normal(0, 6, 6).astype(np.float16)})
+    model = opened(proto)
+    layer = only(model)
+    assert layer.is_half
+    assert layer.weight.dtype == np.float32
+    assert layer_of(model, layer.node, model.graph, "") is None
+    x = {"x": normal(1, 4, 6).astype(np.float16)}
+    expected = outputs(proto, x)["y"]
+    layer.set_dense(model, 2 * layer.weight)
+    np.testing.assert_allclose(outputs_of(model, x)["y"], 2 * expected, rtol=1e-2)
+
+
+def test_custom_operators_are_no_layers() -> None:
     proto = graph("y = MatMul(x, w)", "6, 6", w=normal(0, 6, 6))
     proto.graph.node[0].domain = "vendor"
     assert not list(layers(opened(proto)))
@@ -325,6 +344,27 @@ def test_writes_weights_that_are_read_back_alike() -> None:
             assert again.is_dense == (setter == "dense")
             np.testing.assert_array_equal(again.weight, dense)
         assert outputs_of(model, {"x": normal(0, 3, 32)})["y"].shape == (3, 8)
+
+
+def test_a_weight_behind_a_transpose_is_written_as_it_lies() -> None:
+    proto = graph("t = Transpose<perm=[1,0]>(w) y = MatMul(x, t)", "N, 6", w=normal(0, 5, 6))
+    x = {"x": normal(1, 4, 6)}
+    for setter in ("dense", "scaled"):
+        model = opened(proto)
+        layer = only(model)
+        assert (layer.transposed, layer.channels, layer.is_multiplied) == (True, 5, False)
+        assert layer_of(model, layer.node, model.graph, "") is None
+        if setter == "dense":
+            layer.set_dense(model, 2 * layer.weight)
+            np.testing.assert_allclose(
+                outputs_of(model, x)["y"], 2 * outputs(proto, x)["y"], rtol=1e-5
+            )
+        else:
+            layer.set_scaled(model, np.ones((5, 6)), np.arange(1.0, 6.0))
+            expected = x["x"].sum(1)[:, None] * np.arange(1, 6)
+            np.testing.assert_allclose(outputs_of(model, x)["y"], expected, rtol=1e-5)
+            assert only(model).is_multiplied
+        assert only(model).id == "y"
 
 
 def test_a_new_weight_leaves_other_readers_the_old_one() -> None:

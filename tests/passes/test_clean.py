@@ -5,6 +5,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
+from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.model import Model, to_proto
 from onnxslim_tk.passes.clean import Clean
@@ -367,3 +368,27 @@ def test_does_nothing_without_a_chosen_row() -> None:
     model = opened(graph("a = Relu(x) y = Identity(a)"))
     Clean().apply(model, [], CONTEXT)
     assert operators(model) == ["Relu", "Identity"]
+
+
+def test_drops_notes_on_nodes_only_when_asked() -> None:
+    proto = with_metadata(mlp())
+    for node in proto.graph.node:
+        node.doc_string = "made here"
+        node.metadata_props.add(key="stack_trace", value="a line of a file\n" * 40)
+    model = opened(proto)
+    assert not rows(model)
+    (row,) = Clean(notes="drop").propose(model, CONTEXT)
+    assert isinstance(row, Proposal)
+    assert row.details == {"notes": len(proto.graph.node)}
+    Clean(notes="drop").apply(model, [row], CONTEXT)
+    result = to_proto(model)
+    assert abs(proto.ByteSize() - result.ByteSize() - row.bytes_saved) < 8
+    assert row.bytes_saved > 6 * 40 * 15
+    assert not any(node.doc_string or node.metadata_props for node in result.graph.node)
+    assert result.metadata_props == proto.metadata_props
+    assert result.doc_string == proto.doc_string
+
+
+def test_refuses_another_word_for_notes() -> None:
+    with pytest.raises(RecipeError, match="notes must be keep or drop, got 'some'"):
+        Clean(notes="some")  # type: ignore[arg-type]

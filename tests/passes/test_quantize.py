@@ -7,16 +7,20 @@ import pytest
 from numpy.typing import NDArray
 
 from onnxslim_tk.errors import RecipeError
+from onnxslim_tk.graph.edit import drop_unused
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model, to_proto
 from onnxslim_tk.kernels.ranges import METHODS
 from onnxslim_tk.measure.observe import observe
 from onnxslim_tk.measure.runtime import Session, running_operators
 from onnxslim_tk.measure.validate import INTEGER_KERNELS
+from onnxslim_tk.packing import pack
 from onnxslim_tk.passes.quantize import Quantize
+from onnxslim_tk.plan.policy import asked_for
 from onnxslim_tk.plan.proposal import Context, Proposal, Refusal
 from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU
 from tests.models import (
+    CONTEXT,
     chain_cnn,
     depthwise_cnn,
     digest,
@@ -443,7 +447,7 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "fewer than 64 weights": ({"w": normal(0, 7, 7)}, "y = MatMul(x, w)"),
     "the weight is shared with another node": (
         {"w": normal(0, 16, 16)},
-        "m = MatMul(x, w) y = MatMul(m, w)",
+        "n = Neg(w) m = MatMul(x, w) y = MatMul(m, n)",
     ),
     "the weight holds values that are not finite": (
         {"w": np.where(normal(0, 16, 16) > 2, np.inf, 1).astype(np.float32)},
@@ -664,3 +668,141 @@ def test_expected_errors_and_savings_are_in_the_right_order() -> None:
         assert 0 < float_.error < integer.error < 1e-2
         assert 0 == float_.cost_saved < integer.cost_saved
         assert integer.cost_saved < (known[key].macs(context.shapes) or 0)
+
+
+W64 = normal(7, 64, 64, scale=0.2)
+RECURRENT = """<ir_version: 8, opset_import: ["": 17]>
+g (bool c, float[S, 1, 16] x) => (float[A, B, C, D] y) {
+    y = If(c)<
+        then_branch = yes () => (float[A, B, C, D] p) { p = LSTM<hidden_size=16>(x, w, r) },
+        else_branch = no () => (float[A, B, C, D] q) { q = LSTM<hidden_size=16>(x, v, r) }
+    >
+}"""
+
+
+def test_recurrent_weights_in_branches_become_int8_and_fold_away() -> None:
+    weights = {"w": normal(0, 1, 64, 16, scale=0.3), "r": normal(1, 1, 64, 16, scale=0.3)}
+    proto = model_of(RECURRENT, {**weights, "v": weights["w"]})
+    model = opened(proto)
+    rows = [row for row in Quantize().propose(model, CONTEXT) if isinstance(row, Proposal)]
+    assert {row.setting for row in rows} == {"float"}
+    # One weight, read in both branches, is one row.
+    assert sorted(len(row.targets) for row in rows) == [1, 1, 2]
+    Quantize().apply(model, asked_for(rows), CONTEXT)
+    drop_unused(model)
+    x = {"x": normal(2, 5, 1, 16), "c": np.array(True)}
+    result = to_proto(model)
+    np.testing.assert_allclose(outputs(result, x)["y"], outputs(proto, x)["y"], atol=0.02)
+    assert set(running_operators(result.SerializeToString())) == {"If", "LSTM"}
+    assert {t.name for t in proto.graph.initializer} == {"w", "r", "v"}
+    before = proto.ByteSize()
+    pack(result)
+    # Equal in all branches, so stored once: w and v have become one.
+    assert result.ByteSize() < 2 * 1024 + 1200 < before / 3
+    assert set(running_operators(result.SerializeToString())) == {"If", "LSTM"}
+
+
+def test_a_weight_read_twice_is_quantized_for_both_and_stored_once() -> None:
+    proto = graph("a = MatMul(x, w) b = Relu(a) y = MatMul(b, w)", "N, 64", 2, {"w": W64})
+    model = opened(proto)
+    (row,) = Quantize(activations=False).propose(model, CONTEXT)
+    assert isinstance(row, Proposal)
+    assert row.targets == ("a", "y")
+    Quantize().apply(model, [row], CONTEXT)
+    drop_unused(model)
+    result = to_proto(model)
+    pack(result)
+    saved = proto.ByteSize() - result.ByteSize()
+    assert abs(saved - row.bytes_saved) < 200
+    assert saved > 0.7 * proto.ByteSize()
+
+
+def test_a_weight_that_something_else_reads_too_is_left_alone() -> None:
+    proto = graph("a = MatMul(x, w) y = Add(a, w)", "64, 64", 2, {"w": W64})
+    (row,) = Quantize().propose(opened(proto), CONTEXT)
+    assert isinstance(row, Refusal)
+    assert row.reason == "the weight is shared with another node"
+
+
+@pytest.mark.parametrize("head", ["y = Gemm<transB=1>(h, w)", "t = Transpose(w) y = MatMul(h, t)"])
+def test_an_embedding_and_the_head_that_reads_its_table_share_int8_rows(head: str) -> None:
+    text = f"""{HEAD} g (int64[N] x) => (float[N, 64] y) {{
+        e = Gather(w, x)
+        h = Relu(e)
+        {head}
+    }}"""
+    proto = model_of(text, {"w": W64})
+    model = opened(proto)
+    (row,) = Quantize().propose(model, CONTEXT)
+    assert isinstance(row, Proposal)
+    assert row.targets == ("e", "y")
+    Quantize().apply(model, [row], CONTEXT)
+    drop_unused(model)
+    result = to_proto(model)
+    feed = {"x": np.arange(64)}
+    np.testing.assert_allclose(outputs(result, feed)["y"], outputs(proto, feed)["y"], atol=0.1)
+    pack(result)
+    assert result.ByteSize() < 64 * 64 + 1200
+
+
+def test_embeddings_in_bodies_are_gathered_as_int8_rows() -> None:
+    text = f"""{HEAD} g (bool c, int64[N] x) => (float[A, B] y) {{
+        y = If(c)<
+            then_branch = yes () => (float[A, B] p) {{ p = Gather(w, x) }},
+            else_branch = no () => (float[A, B] q) {{ e = Gather(v, x) q = Neg(e) }}
+        >
+    }}"""
+    proto = model_of(text, {"w": W64, "v": W64.copy()})
+    model = opened(proto)
+    rows = [row for row in Quantize().propose(model, CONTEXT) if isinstance(row, Proposal)]
+    assert {row.setting for row in rows} == {"rows"}
+    Quantize().apply(model, asked_for(rows), CONTEXT)
+    drop_unused(model)
+    result = to_proto(model)
+    pack(result)
+    # Both tables hold the same, and are stored once.
+    assert result.ByteSize() < W64.size + 1200
+    for case in (True, False):
+        feed = {"c": np.array(case), "x": np.array([3, 60, 0])}
+        np.testing.assert_allclose(outputs(result, feed)["y"], outputs(proto, feed)["y"], atol=0.01)
+
+
+def test_a_float16_model_gets_int8_weights_and_stays_in_float16() -> None:
+    half = {"w": W64.astype(np.float16), "v": W64[::-1].astype(np.float16)}
+    text = f"""{HEAD} g (float16[N, 64] x) => (float16[N, 64] y) {{
+        a = MatMul(x, w)
+        i = Cast<to=7>(a)
+        k = Abs(i)
+        e = Gather(v, i)
+        s = ReduceMean<axes=[1], keepdims=0>(e)
+        y = Add(a, s)
+    }}"""
+    proto = model_of(text, half)
+    model = opened(proto)
+    assert [layer.is_half for layer in layers(model)] == [True, True]
+    rows = [row for row in Quantize().propose(model, CONTEXT) if isinstance(row, Proposal)]
+    assert [row.setting for row in rows] == ["float", "rows"]
+    Quantize().apply(model, asked_for(rows), CONTEXT)
+    drop_unused(model)
+    result = to_proto(model)
+    x = {"x": np.clip(normal(0, 3, 64, scale=2), -5, 5).astype(np.float16)}
+    expected = outputs(proto, x)["y"].astype(np.float32)
+    found = outputs(result, x)["y"].astype(np.float32)
+    np.testing.assert_allclose(found, expected, atol=0.2)
+    again = opened(result)
+    (matmul,) = layers(again)
+    assert (matmul.is_half, matmul.is_dense, matmul.is_multiplied) == (True, False, True)
+    assert result.ByteSize() < 0.7 * proto.ByteSize()
+
+
+@pytest.mark.parametrize("auto", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+def test_convolutions_that_pad_by_themselves_run_in_integers(auto: str) -> None:
+    body = f'''c = Conv<auto_pad="{auto}", strides=[2,2]>(x, w, b) r = Relu(c)
+        d = Conv<auto_pad="{auto}">(r, v) y = Relu(d)'''
+    constants = {"w": normal(0, 16, 8, 3, 3), "b": normal(1, 16), "v": normal(2, 16, 16, 2, 2)}
+    proto = graph(body, "N, 8, 9, 9", 4, constants)
+    feeds = feeds_of(2, 8, 9, 9)
+    model = quantized(proto, feeds)
+    near(proto, model, feeds[0], 30)
+    kinds = running_operators(to_proto(model).SerializeToString())
+    assert kinds["QLinearConv"] == 2

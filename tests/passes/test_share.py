@@ -309,3 +309,46 @@ def test_a_weight_that_packs_as_well_already_is_refused() -> None:
     assert reasons(matmul_of(np.sign(normal(1, 32, 32)))) == {
         "y": "a codebook would not make the packed weight smaller"
     }
+
+
+UNSEEN = f"""{HEAD} g (bool c, float[S, 1, 32] x) => (float[A, B, C, D] y) {{
+    y = If(c)<
+        then_branch = yes () => (float[A, B, C, D] p) {{ p = LSTM<hidden_size=16>(x, w, r) }},
+        else_branch = no () => (float[A, B, C, D] q) {{ q = GRU<hidden_size=16>(x, v, u) }}
+    >
+}}"""
+
+
+def test_what_samples_cannot_steer_gets_no_coarse_codebook() -> None:
+    shapes = {"w": (64, 32), "r": (64, 16), "v": (48, 32), "u": (48, 16)}
+    weights = {name: normal(k, 1, *shape) for k, (name, shape) in enumerate(shapes.items())}
+    model = opened(model_of(UNSEEN, weights))
+    context = context_of(model, {"c": np.array(True), "x": normal(9, 5, 1, 32)})
+    for given, expected in ((context, {256}), (CONTEXT, {16})):
+        rows = asked(model, Share(), given)
+        assert {row.setting for row in rows} == expected
+        assert len(rows) == 4
+    assert {row.setting for row in asked(model, Share(feedback=False), context)} == {16}
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
+def test_recurrent_weights_are_shared_by_row_and_direction(op: str) -> None:
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op] * 24
+    text = f"""{HEAD} g (float[S, N, 32] x) => (float[A, B, C, D] y) {{
+        y = {op}<hidden_size=24, direction="bidirectional">(x, w, r)
+    }}"""
+    weights = {"w": normal(0, 2, gates, 32, scale=0.2), "r": normal(1, 2, gates, 24, scale=0.2)}
+    model = opened(model_of(text, weights))
+    feed = {"x": normal(3, 40, 4, 32)}
+    before = outputs_of(model, feed)["y"]
+    context = context_of(model, feed)
+    rows = asked(model, Share(clusters=16), context)
+    assert [row.targets[0] for row in rows] == ["y:W", "y:R"]
+    Share(clusters=16).apply(model, rows, context)
+    for layer in layers(model):
+        assert layer.scale is not None
+        assert layer.scale.size == 2 * gates
+        limit = 16 if layer.id == "y:W" else 256
+        assert len(np.unique(layer.stored.values)) <= limit
+    after = outputs_of(model, feed)["y"]
+    assert np.square(after - before).sum() < 0.05 * np.square(before).sum()

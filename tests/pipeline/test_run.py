@@ -391,3 +391,15 @@ def test_limits_without_samples_are_refused(model: Path, tmp_path: Path) -> None
     with pytest.raises(CalibrationError, match="its limits need samples"):
         optimize(model, tmp_path / "out.onnx", "light", options(None, Budget(min_sqnr_db=20)))
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_says_that_a_model_is_quantized_already(tmp_path: Path) -> None:
+    source, once, twice = (tmp_path / f"{n}.onnx" for n in "abc")
+    onnx.save(mlp(), source)
+    first = optimize(source, once, "light")
+    report = optimize(once, twice, "light")
+    told = (
+        f"in narrow numbers already (quantized weights alone x {len(first.plan.stages[-1].rows)})"
+    )
+    assert any(told in warning for warning in report.warnings)
+    assert not any("narrow numbers" in warning for warning in first.warnings)

@@ -1,0 +1,32 @@
+"""Weights that several layers read."""
+
+from collections.abc import Iterable, Sequence
+
+from onnxslim_tk.graph.layers import Layer
+
+
+def by_weight(found: Iterable[Layer]) -> list[tuple[Layer, ...]]:
+    """Layers grouped by the stored weight that they read, in order; most groups have one."""
+    groups: dict[int, list[Layer]] = {}
+    for layer in found:
+        groups.setdefault(id(layer.stored), []).append(layer)
+    return [tuple(group) for group in groups.values()]
+
+
+def read_alike(sharers: Sequence[Layer]) -> bool:
+    """Whether nothing but ``sharers`` reads their weight, and one scale per channel suits all.
+
+    An embedding's rows and the channels of a Gemm with ``transB`` are the same of one table.
+    """
+    known = {(id(layer.node), layer.slot) for layer in sharers}
+    waiting = [sharers[0].stored]
+    while waiting:
+        tensor = waiting.pop()
+        for node in {id(node): node for node in tensor.outputs}.values():
+            slots = [k for k, value in enumerate(node.inputs) if value is tensor]
+            if all((id(node), k) in known for k in slots):
+                continue
+            if node.op not in ("Cast", "Mul", "DequantizeLinear", "Transpose"):
+                return False
+            waiting.extend(node.outputs)
+    return len({layer.scale_shape for layer in sharers}) == 1

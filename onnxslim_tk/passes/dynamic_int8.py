@@ -1,0 +1,183 @@
+"""Dynamic int8: matrix products in integers whose input ranges are found anew in every run."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxslim_tk.errors import ModelError, RecipeError
+from onnxslim_tk.graph.edit import add_node, constant, input_at, remove_node, variable
+from onnxslim_tk.graph.layers import Layer, layers
+from onnxslim_tk.graph.model import Model, Tensor
+from onnxslim_tk.graph.opset import raise_opset
+from onnxslim_tk.graph.qdq import WeightGrid, gather_rows, weight_grid
+from onnxslim_tk.graph.sharing import by_weight, read_alike
+from onnxslim_tk.kernels.least_squares import relative_error
+from onnxslim_tk.kernels.ranges import expected_error
+from onnxslim_tk.packing import packed_bytes
+from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
+
+Array = NDArray[Any]
+_KINDS: Final = ("Gemm", "MatMul")
+_OPSET: Final = 11
+# Bytes of the nodes that take the place of one layer.
+_OVERHEAD: Final = 150
+# Squared step of a uint8 grid over ten standard deviations, over twelve.
+_USUAL_NOISE: Final = (10.0 / 255.0) ** 2 / 12.0
+
+
+@dataclass(frozen=True, slots=True)
+class DynamicInt8:
+    """Matrix products with int8 weights and inputs quantized to uint8 by their range in each run.
+
+    Needs no samples. Standard operators that onnxruntime fuses into one kernel; convolutions would
+    be slower so. Layers with fewer than ``least_macs`` multiply-accumulates a run would not gain.
+    """
+
+    name: ClassVar[str] = "dynamic_int8"
+    main: ClassVar[str] = "least_macs"
+    observes: ClassVar[frozenset[Observable]] = frozenset({"range"})
+
+    least_macs: int = 65536
+
+    def __post_init__(self) -> None:
+        if self.least_macs < 0:
+            raise RecipeError(f"dynamic_int8: least macs must be 0 or more, got {self.least_macs}")
+
+    def propose(self, model: Model, context: Context) -> Iterator[Proposal | Refusal]:
+        """One row for each weight that Gemm or MatMul read."""
+        too_old = _too_old(model)
+        for sharers in by_weight(layers(model)):
+            settings = [context.tuned(self, layer.names) for layer in sharers]
+            tuned = next((found for found in settings if found is not None), None)
+            if tuned is None:
+                continue
+            shared = None in settings or not read_alike(sharers)
+            reason = tuned._refusal(sharers, context, shared) or too_old
+            row = None if reason else _row(self.name, sharers, context)
+            if row is not None:
+                yield row
+                continue
+            for layer, found in zip(sharers, settings, strict=True):
+                if found is not None:
+                    yield Refusal(layer.id, self.name, reason or "int8 would not make it smaller")
+
+    def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
+        """Write the chosen layers; those that read one tensor share its quantization."""
+        if not chosen:
+            return
+        raise_opset(model, _OPSET)
+        wanted = {target for row in chosen for target in row.targets}
+        quantized: dict[tuple[str, int], list[Tensor]] = {}
+        for sharers in by_weight(list(layers(model))):
+            if sharers[0].id not in wanted:
+                continue
+            by_row = any(layer.kind == "Gather" for layer in sharers)
+            for layer in sharers:
+                grid = weight_grid(layer)
+                if layer.kind == "Gather":
+                    gather_rows(model, layer, grid)
+                    continue
+                key = layer.path, id(layer.input)
+                if key not in quantized:
+                    quantized[key] = _quantize(model, layer)
+                _write(model, layer, grid, quantized[key], by_row)
+
+    def _refusal(self, sharers: Sequence[Layer], context: Context, shared: bool) -> str:
+        products = [layer for layer in sharers if layer.kind in _KINDS]
+        if not products or any(layer.kind not in (*_KINDS, "Gather") for layer in sharers):
+            return "only Gemm and MatMul gain from ranges found in each run"
+        layer = products[0]
+        work = min(layer.macs(context.shapes) or layer.size for layer in products)
+        if work < self.least_macs:
+            return f"fewer than {self.least_macs} multiply-accumulates"
+        if not layer.is_dense and (layer.stored.dtype != np.int8 or not layer.is_multiplied):
+            return "quantized already"
+        if layer.is_half:
+            return "it computes in float16"
+        if not np.isfinite(layer.weight).all():
+            return "the weight holds values that are not finite"
+        if shared:
+            return "the weight is shared with another node"
+        known = [layer.input.name for layer in products if layer.input.name in context.shapes]
+        ranges = None if context.statistics is None else context.statistics.ranges
+        if ranges is not None and any(name not in ranges for name in known):
+            return "what it reads was not finite in a run"
+        return ""
+
+
+def _row(method: str, sharers: Sequence[Layer], context: Context) -> Proposal | None:
+    """The row for all readers of one weight, or None where it saves nothing."""
+    layer = sharers[0]
+    grid = weight_grid(layer)
+    saved = packed_bytes(layer.weight) if layer.is_dense else packed_bytes(layer.stored.values)
+    saved -= packed_bytes(grid.values) + len(sharers) * _OVERHEAD
+    saved -= grid.scales.nbytes if layer.is_dense else 0
+    target = context.target
+    costs = [target.dynamic_saving(layer.kind, layer.macs(context.shapes)) for layer in sharers]
+    if saved <= 0 and sum(costs) <= 0:
+        return None
+    error = relative_error(
+        layer.by_channel(layer.weight), layer.by_channel(grid.dense(layer))
+    ) + max(_noise(layer, context) for layer in sharers)
+    ids = tuple(layer.id for layer in sharers)
+    return Proposal(ids, method, "dynamic", bytes_saved=saved, cost_saved=sum(costs), error=error)
+
+
+def _noise(layer: Layer, context: Context) -> float:
+    """Expected relative squared error of the layer's input on a grid over its range."""
+    if layer.kind == "Gather":
+        return 0.0
+    ranges = {} if context.statistics is None else context.statistics.ranges
+    histogram = ranges.get(layer.input.name)
+    if layer.path or histogram is None:
+        return _USUAL_NOISE
+    centres = (histogram.edges[1:] + histogram.edges[:-1]) / 2
+    energy = float((histogram.counts * centres**2).sum() / histogram.total)
+    return expected_error(histogram, histogram.low, histogram.high) / max(energy, 1e-30)
+
+
+def _too_old(model: Model) -> str:
+    """Why the model can't be raised to the operator set that has the operators, if so."""
+    if model.graph.opset >= _OPSET:
+        return ""
+    try:
+        raise_opset(model.copy(), _OPSET)
+    except ModelError as error:
+        return str(error)
+    return ""
+
+
+def _quantize(model: Model, layer: Layer) -> list[Tensor]:
+    """Codes, scale and zero point of what the layer reads."""
+    parts = [variable(model) for _ in range(3)]
+    add_node(model, layer.graph, "DynamicQuantizeLinear", [layer.input], parts)
+    return parts
+
+
+def _write(
+    model: Model, layer: Layer, grid: WeightGrid, source: Sequence[Tensor], by_row: bool
+) -> None:
+    """Put the integer product and its scales in the place of a layer's node.
+
+    ``by_row`` keeps a transposed weight as it lies, for an embedding that reads the same table.
+    """
+    graph, output, transposed = layer.graph, layer.output, layer.transposed
+    bias = input_at(layer.node, 2) if layer.kind == "Gemm" else None
+    remove_node(graph, layer.node)
+    codes, scale, zero = source
+    if transposed and by_row:
+        stored = constant(model, grid.values)
+        weight = add_node(model, graph, "Transpose", [stored], attrs={"perm": [1, 0]})
+    else:
+        weight = constant(model, grid.values.T if transposed else grid.values)
+    product = add_node(model, graph, "MatMulInteger", [codes, weight, zero])
+    scales = add_node(model, graph, "Mul", [scale, constant(model, grid.scales)])
+    wide = add_node(model, graph, "Cast", [product], attrs={"to": 1})
+    if bias is None:
+        add_node(model, graph, "Mul", [wide, scales], [output])
+    else:
+        scaled = add_node(model, graph, "Mul", [wide, scales])
+        add_node(model, graph, "Add", [scaled, bias], [output])
