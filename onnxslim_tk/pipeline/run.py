@@ -15,7 +15,6 @@ from onnxslim_tk.pipeline.files import (
     parse,
     read_model,
     stored_provenance,
-    write_file,
 )
 from onnxslim_tk.pipeline.judge import judge
 from onnxslim_tk.pipeline.options import Options, PathLike
@@ -24,6 +23,7 @@ from onnxslim_tk.plan.budget import Budget
 from onnxslim_tk.plan.plan import Plan, read_plan
 from onnxslim_tk.plan.recipe import Recipe, read_recipe
 from onnxslim_tk.report.outcome import Report
+from onnxslim_tk.writing import check_place, write_file
 
 _PLAIN = Options()
 
@@ -146,3 +146,7 @@ def _check_target(source: Path, result: Path) -> None:
         raise ModelError(f"model: {result} is a folder; a file name is needed")
     if result.exists() and result.samefile(source):
         raise ModelError(f"model: {result} is the source itself; give the result another name")
+    try:
+        check_place(result)
+    except OSError as error:
+        raise ModelError(f"model: {result} cannot be written: {error.strerror}") from error
