@@ -37,8 +37,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     check_place(path)
     place = Path(os.path.realpath(path))
     if place.exists() and not place.is_file():
-        with open(place, "wb") as file:
-            yield file
+        with open(place, "wb") as device:
+            yield device
         return
     _remove_leftovers(place)
     file = _locked_file(place)
