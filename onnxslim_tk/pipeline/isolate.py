@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
@@ -24,6 +25,7 @@ Result = TypeVar("Result")
 _START: Final = "start"
 _WORDS: Final = "words"
 _LONGEST: Final = 200
+_SECONDS_TO_START: Final = 60.0
 _LEAST_MEMORY: Final = 200_000_000
 """Less, and the libraries alone would fail, each in its own way."""
 _FOR_US: Final = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -67,39 +69,36 @@ def isolated(
     temporary file is left, whatever ends the call; a worker whose supervisor dies ends too.
     """
     limits = Limits() if limits is None else limits
-    memory = _machine_memory() if limits.memory is None else limits.memory
-    with tempfile.TemporaryDirectory(prefix="onnxslim-", ignore_cleanup_errors=True) as scratch:
-        worker = _Worker(Path(scratch), memory)
-        try:
-            return worker.run(call, name, progress, limits.seconds)
-        finally:
-            worker.end()
-            words = worker.words()
-            if heard is not None and words and not worker.died:
-                heard(words)
+    worker = _Worker(_machine_memory() if limits.memory is None else limits.memory)
+    try:
+        return worker.run(call, name, progress, limits.seconds)
+    finally:
+        words = worker.end()
+        if heard is not None and words:
+            heard(words)
 
 
 class _Worker:
     """A process for one call, seen from the supervisor."""
 
-    def __init__(self, scratch: Path, memory: int | None) -> None:
-        # Light enough here, but an import of the package alone needs none of it.
+    def __init__(self, memory: int | None) -> None:
+        # An import of the package alone needs none of it.
         from joblib.externals.loky import ProcessPoolExecutor
         from joblib.externals.loky.backend import get_context
 
         context = get_context("loky")
-        self._scratch, self._memory = scratch, memory
+        self._memory = memory
+        self._scratch = tempfile.TemporaryDirectory(prefix="onnxslim-", ignore_cleanup_errors=True)
         self._link, self._other_end = context.Pipe()
         self._executor = ProcessPoolExecutor(
             max_workers=1,
             context=context,
             initializer=_enter,
-            initargs=(self._other_end, scratch),
+            initargs=(self._other_end, self._scratch.name),
             # Otherwise a crash prints the stack of every thread.
             env={"PYTHONFAULTHANDLER": ""},
         )
-        self._over = False
-        self.died = False
+        self._done = self._dead = False
 
     def run(
         self,
@@ -126,21 +125,24 @@ class _Worker:
                 "the worker was ended"
             ) from error
         except TerminatedWorkerError as error:
-            self.died = True
+            self._dead = True
             raise SessionError(f"{name}: {self._death(str(error))} in the step {step!r}") from error
         except MemoryError as error:
             limit = "" if self._memory is None else f" than {self._memory / 1e9:.3g} GB"
             raise SessionError(f"{name}: the step {step!r} needs more memory{limit}") from error
-        self._over = True
+        self._done = True
         return result
 
     def _steps(self, seconds: float | None) -> Iterator[tuple[str, int, int]]:
         """The worker's steps until it is done or dead; raises _SilentError."""
+        # To start takes the libraries' imports, which are no matter of the model.
+        patience = None if seconds is None else max(seconds, _SECONDS_TO_START)
         # The link ends with the process.
         with suppress(EOFError, OSError):
             while True:
-                if not self._link.poll(seconds):
+                if not self._link.poll(patience):
                     raise _SilentError
+                patience = seconds
                 message = self._link.recv()
                 if message is None:
                     return
@@ -151,26 +153,28 @@ class _Worker:
         code = codes.group(1) if codes else "unknown"
         if code == "SIGKILL":
             return "the worker was killed, most likely for want of memory,"
-        lines = [line for line in self.words().splitlines() if line.strip()]
+        lines = [line for line in self._words().splitlines() if line.strip()]
         last = f" ({' '.join(lines[-1].split())[:_LONGEST]})" if lines else ""
         ended = "ended by itself" if code == "EXIT" else f"crashed with {code}"
         return f"the worker {ended}{last}"
 
-    def words(self) -> str:
-        """What the worker printed."""
-        try:
-            return (self._scratch / _WORDS).read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            return ""
-
-    def end(self) -> None:
-        """End the process, by force if it isn't done."""
+    def end(self) -> str:
+        """End the process, by force if it isn't done, and give what it printed if it lived."""
         with warnings.catch_warnings():
             # It looks for children of the worker with a tool that may not be there.
             warnings.filterwarnings("ignore", "Failed to kill subprocesses", UserWarning)
-            self._executor.shutdown(wait=True, kill_workers=not self._over)
+            self._executor.shutdown(wait=True, kill_workers=not self._done)
         self._link.close()
         self._other_end.close()
+        words = "" if self._dead else self._words()
+        self._scratch.cleanup()
+        return words
+
+    def _words(self) -> str:
+        try:
+            return Path(self._scratch.name, _WORDS).read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
 
 
 class _SilentError(Exception):
@@ -183,6 +187,8 @@ def _signals_kept() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    # Its start, which comes with that of a process, would let them through again.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [getattr(signal, s) for s in _FOR_US])
     try:
         yield
@@ -194,13 +200,13 @@ _channel: list["Connection[Any, Any]"] = []
 """In a worker: its link to the supervisor, which can only come with the start of the process."""
 
 
-def _enter(link: "Connection[Any, Any]", scratch: Path) -> None:
+def _enter(link: "Connection[Any, Any]", scratch: str) -> None:
     """Make a worker of this process."""
     # Where the mask isn't inherited, a terminal's Ctrl-C comes here too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _channel.append(link)
-    tempfile.tempdir = os.environ["TMPDIR"] = str(scratch)
-    words = os.open(scratch / _WORDS, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    tempfile.tempdir = os.environ["TMPDIR"] = scratch
+    words = os.open(Path(scratch, _WORDS), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     # What a model's runtime or a user's metric prints must not get between our lines.
     os.dup2(words, 1)
     os.dup2(words, 2)
@@ -208,7 +214,7 @@ def _enter(link: "Connection[Any, Any]", scratch: Path) -> None:
     Thread(target=_end_with, args=(link, scratch), daemon=True).start()
 
 
-def _end_with(link: "Connection[Any, Any]", scratch: Path) -> None:
+def _end_with(link: "Connection[Any, Any]", scratch: str) -> None:
     """End this process as soon as the supervisor's has."""
     with suppress(EOFError, OSError):
         link.recv_bytes()
