@@ -69,9 +69,9 @@ def isolated(
     temporary file is left, whatever ends the call; a worker whose supervisor dies ends too.
     """
     limits = Limits() if limits is None else limits
-    worker = _Worker(_machine_memory() if limits.memory is None else limits.memory)
+    worker = _Worker(limits)
     try:
-        return worker.run(call, name, progress, limits.seconds)
+        return worker.run(call, name, progress)
     finally:
         words = worker.end()
         if heard is not None and words:
@@ -81,13 +81,13 @@ def isolated(
 class _Worker:
     """A process for one call, seen from the supervisor."""
 
-    def __init__(self, memory: int | None) -> None:
+    def __init__(self, limits: Limits) -> None:
         # An import of the package alone needs none of it.
         from joblib.externals.loky import ProcessPoolExecutor
         from joblib.externals.loky.backend import get_context
 
         context = get_context("loky")
-        self._memory = memory
+        self._limits = limits
         self._scratch = tempfile.TemporaryDirectory(prefix="onnxslim-", ignore_cleanup_errors=True)
         self._link, self._other_end = context.Pipe()
         self._executor = ProcessPoolExecutor(
@@ -100,41 +100,39 @@ class _Worker:
         )
         self._done = self._dead = False
 
-    def run(
-        self,
-        call: Callable[[Progress], Result],
-        name: str,
-        progress: Progress,
-        seconds: float | None,
-    ) -> Result:
+    def run(self, call: Callable[[Progress], Result], name: str, progress: Progress) -> Result:
         """The call's result; raises what it raises, or SessionError for the worker's death."""
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
         with _signals_kept():
-            future: Future[Result] = self._executor.submit(_work, call, self._memory)
+            future: Future[Result] = self._executor.submit(_work, call, self._limits.memory)
         # As long as this end is open too, the worker's death doesn't close the link.
         self._other_end.close()
         step = _START
         try:
-            for step, done, total in self._steps(seconds):
+            for step, done, total in self._steps():
                 progress(step, done, total)
             result = future.result()
         except _SilentError as error:
             raise SessionError(
-                f"{name}: no sign of life for {seconds:g} s in the step {step!r}; "
+                f"{name}: no sign of life for {self._limits.seconds:g} s in the step {step!r}; "
                 "the worker was ended"
             ) from error
         except TerminatedWorkerError as error:
             self._dead = True
             raise SessionError(f"{name}: {self._death(str(error))} in the step {step!r}") from error
         except MemoryError as error:
-            limit = "" if self._memory is None else f" than {self._memory / 1e9:.3g} GB"
-            raise SessionError(f"{name}: the step {step!r} needs more memory{limit}") from error
+            most = self._limits.memory
+            limit = "the machine has" if most is None else f"{most / 1e9:.3g} GB"
+            raise SessionError(
+                f"{name}: the step {step!r} needs more memory than {limit}"
+            ) from error
         self._done = True
         return result
 
-    def _steps(self, seconds: float | None) -> Iterator[tuple[str, int, int]]:
+    def _steps(self) -> Iterator[tuple[str, int, int]]:
         """The worker's steps until it is done or dead; raises _SilentError."""
+        seconds = self._limits.seconds
         # To start takes the libraries' imports, which are no matter of the model.
         patience = None if seconds is None else max(seconds, _SECONDS_TO_START)
         # The link ends with the process.
@@ -236,30 +234,30 @@ def _work(call: Callable[[Progress], Result], memory: int | None) -> Result:
 
 @contextmanager
 def _limited(memory: int | None) -> Iterator[None]:
-    """This process allocates at most ``memory`` bytes in the block."""
-    if memory is None or not sys.platform.startswith("linux"):
+    """This process allocates at most ``memory`` bytes in the block, None for the machine's."""
+    if not sys.platform.startswith("linux"):
         yield
         return
     import resource
 
     # Not the address space: mapped files and reserved pages take no memory.
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    if before[1] != resource.RLIM_INFINITY:
-        memory = min(memory, before[1])
-    resource.setrlimit(resource.RLIMIT_DATA, (memory, before[1]))
+    before, most = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = _machine_memory() if memory is None else memory
+    allowed = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (allowed, most))
     try:
         yield
     finally:
         # What went wrong must find its way back.
-        resource.setrlimit(resource.RLIMIT_DATA, before)
+        resource.setrlimit(resource.RLIMIT_DATA, (before, most))
 
 
-def _machine_memory() -> int | None:
-    """Bytes of memory that this process may take at most, None where that can't be told."""
-    if not sys.platform.startswith("linux"):
-        return None
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _machine_memory() -> int:
+    """Bytes that this process may allocate on the whole when it uses all the machine has."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    memory = page * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, ValueError):
         # A container's share; "max" stands for all.
         memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return memory
+    # Libraries set buffers aside for every processor, of which most are never touched.
+    return memory + page * int(Path("/proc/self/statm").read_text().split()[5])
