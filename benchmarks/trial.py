@@ -23,13 +23,12 @@ from onnxslim_tk.measure.runtime import Session, runtime_version
 from onnxslim_tk.measure.samples import Samples
 from onnxslim_tk.pipeline import Options, optimize
 from onnxslim_tk.pipeline.attempt import Workshop
-from onnxslim_tk.pipeline.files import parse, read_file
+from onnxslim_tk.pipeline.files import parse, read_file, write_file
 from onnxslim_tk.pipeline.judge import judge
 from onnxslim_tk.pipeline.stepping import Asking
 from onnxslim_tk.plan.recipe import Recipe, recipe_data
 from onnxslim_tk.report.outcome import Report
 from onnxslim_tk.version import VERSION
-from onnxslim_tk.writing import write_file
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_IMODE
@@ -17,11 +17,12 @@ _MARK: Final = ".onnxslim-"
 _EFFECTIVE: Final = os.access in os.supports_effective_ids
 
 
-def write_file(data: bytes, path: Path) -> None:
-    """Write the bytes of a model; raises ModelError, with nothing changed, where that fails."""
+def write_pieces(pieces: Iterable[bytes | memoryview], path: Path) -> None:
+    """Write a model's file; raises ModelError, with nothing changed, where that fails."""
     try:
         with replacing(path) as file:
-            file.write(data)
+            for piece in pieces:
+                file.write(piece)
     except OSError as error:
         raise ModelError(f"model: {path} cannot be written: {error.strerror}") from error
 

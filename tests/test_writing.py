@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from onnxslim_tk.errors import ModelError
-from onnxslim_tk.writing import check_place, replacing, write_file
+from onnxslim_tk.writing import check_place, replacing, write_pieces
 
 NOBODY = 65534
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
@@ -38,7 +38,7 @@ def open_folder() -> Iterator[Path]:
 
 
 def test_a_new_file_has_the_usual_permissions(tmp_path: Path) -> None:
-    write_file(b"new", tmp_path / "out.bin")
+    write_pieces([b"new"], tmp_path / "out.bin")
     mask = os.umask(0)
     os.umask(mask)
     assert stat.S_IMODE((tmp_path / "out.bin").stat().st_mode) == 0o666 & ~mask
@@ -48,7 +48,7 @@ def test_a_new_file_has_the_usual_permissions(tmp_path: Path) -> None:
 @posix
 def test_a_replaced_file_keeps_its_permissions(place: Path) -> None:
     place.chmod(0o640)
-    write_file(b"new", place)
+    write_pieces([b"new"], place)
     assert place.read_bytes() == b"new"
     assert stat.S_IMODE(place.stat().st_mode) == 0o640
 
@@ -59,8 +59,8 @@ def test_a_link_stays_and_what_it_points_to_is_replaced(place: Path, tmp_path: P
     folder.mkdir()
     (folder / "link.bin").symlink_to("../out.bin")
     (folder / "dangling.bin").symlink_to("../other.bin")
-    write_file(b"new", folder / "link.bin")
-    write_file(b"other", folder / "dangling.bin")
+    write_pieces([b"new"], folder / "link.bin")
+    write_pieces([b"other"], folder / "dangling.bin")
     assert (folder / "link.bin").is_symlink()
     assert place.read_bytes() == b"new"
     assert (tmp_path / "other.bin").read_bytes() == b"other"
@@ -69,11 +69,11 @@ def test_a_link_stays_and_what_it_points_to_is_replaced(place: Path, tmp_path: P
 
 @posix
 def test_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
-    write_file(b"new", Path(os.devnull))
+    write_pieces([b"new"], Path(os.devnull))
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-    write_file(b"new", tmp_path / "pipe")
+    write_pieces([b"new"], tmp_path / "pipe")
     assert os.read(reader, 9) == b"new"
     os.close(reader)
 
@@ -97,7 +97,7 @@ def test_what_fails_on_the_way_leaves_the_old_file_and_nothing_else(
 
     monkeypatch.setattr(os, step, fail)
     with pytest.raises(ModelError if error else KeyboardInterrupt) as caught:
-        write_file(b"new", place)
+        write_pieces([b"new"], place)
     if error:
         assert str(caught.value) == f"model: {place} cannot be written: No space left on device"
     assert place.read_bytes() == b"old"
@@ -108,9 +108,9 @@ def test_what_fails_on_the_way_leaves_the_old_file_and_nothing_else(
 def test_a_disk_that_fills_up_leaves_the_old_file_and_nothing_else(place: Path) -> None:
     code = f"""
 import pathlib, resource
-from onnxslim_tk.writing import write_file
+from onnxslim_tk.writing import write_pieces
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-write_file(bytes(9000), pathlib.Path({str(place)!r}))
+write_pieces([bytes(9000)], pathlib.Path({str(place)!r}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert f"ModelError: model: {place} cannot be written: File too large" in done.stderr
@@ -120,7 +120,7 @@ write_file(bytes(9000), pathlib.Path({str(place)!r}))
 
 def test_a_folder_that_is_not_there_is_an_error_of_ours(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be written: No such file or directory"):
-        write_file(b"new", tmp_path / "no" / "out.bin")
+        write_pieces([b"new"], tmp_path / "no" / "out.bin")
 
 
 def test_a_folder_is_no_place(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_what_is_read_only_stays(open_folder: Path, kind: str) -> None:
     os.seteuid(NOBODY)
     try:
         with pytest.raises(ModelError, match="cannot be written: no permission to write to"):
-            write_file(b"new", path)
+            write_pieces([b"new"], path)
     finally:
         os.seteuid(0)
     assert path.read_bytes() == b"old"
@@ -189,7 +189,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_one(place: Path, start
     (place.parent / ".out.bin.mine.tmp").write_bytes(b"of somebody else")
     assert place.read_bytes() == b"old"
     assert len(os.listdir(place.parent)) == 3
-    write_file(b"new", place)
+    write_pieces([b"new"], place)
     assert sorted(os.listdir(place.parent)) == [".out.bin.mine.tmp", "out.bin"]
 
 

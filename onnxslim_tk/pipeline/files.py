@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnxslim_tk.errors import ModelError
 from onnxslim_tk.graph.model import Model, from_proto, to_proto
 from onnxslim_tk.packing import PackedTensor, pack, unpack
-from onnxslim_tk.writing import write_file
+from onnxslim_tk.writing import write_pieces
 
 _PROVENANCE: Final = "onnxslim_tk."
 _LARGEST: Final = (1 << 31) - 1
@@ -118,6 +118,11 @@ def stored_provenance(model: Model) -> dict[str, str]:
         for entry in model.header.metadata_props
         if entry.key.startswith(_PROVENANCE)
     }
+
+
+def write_file(data: bytes, path: Path) -> None:
+    """Write a model whole or not at all; raises ModelError."""
+    write_pieces([data], path)
 
 
 def save(model: Model, path: str | os.PathLike[str]) -> None:

@@ -15,6 +15,7 @@ from onnxslim_tk.pipeline.files import (
     parse,
     read_model,
     stored_provenance,
+    write_file,
 )
 from onnxslim_tk.pipeline.judge import judge
 from onnxslim_tk.pipeline.options import Options, PathLike
@@ -23,7 +24,7 @@ from onnxslim_tk.plan.budget import Budget
 from onnxslim_tk.plan.plan import Plan, read_plan
 from onnxslim_tk.plan.recipe import Recipe, read_recipe
 from onnxslim_tk.report.outcome import Report
-from onnxslim_tk.writing import check_place, write_file
+from onnxslim_tk.writing import check_place
 
 _PLAIN = Options()
 
