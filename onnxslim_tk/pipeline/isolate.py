@@ -67,11 +67,15 @@ def isolated(
     gets what the worker printed, once it is over. Raises SessionError, with ``name`` and the last
     step in it, where the worker crashes, hangs or takes too much memory. No process and no
     temporary file is left, whatever ends the call; a worker whose supervisor dies ends too.
+    A signal's exception ends the worker as well, and goes on.
     """
-    limits = Limits() if limits is None else limits
-    worker = _Worker(limits)
     try:
-        return worker.run(call, name, progress)
+        worker = _Worker(call, Limits() if limits is None else limits)
+    except (OSError, NotImplementedError) as error:
+        raise SessionError(f"{name}: no worker process can be started: {error}") from error
+    try:
+        result: Result = worker.follow(name, progress)
+        return result
     finally:
         words = worker.end()
         if heard is not None and words:
@@ -81,7 +85,7 @@ def isolated(
 class _Worker:
     """A process for one call, seen from the supervisor."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, call: Callable[[Progress], Any], limits: Limits) -> None:
         # An import of the package alone needs none of it.
         from joblib.externals.loky import ProcessPoolExecutor
         from joblib.externals.loky.backend import get_context
@@ -89,30 +93,30 @@ class _Worker:
         context = get_context("loky")
         self._limits = limits
         self._scratch = tempfile.TemporaryDirectory(prefix="onnxslim-", ignore_cleanup_errors=True)
-        self._link, self._other_end = context.Pipe()
+        self._link, other_end = context.Pipe()
         self._executor = ProcessPoolExecutor(
             max_workers=1,
             context=context,
             initializer=_enter,
-            initargs=(self._other_end, self._scratch.name),
+            initargs=(other_end, self._scratch.name),
             # Otherwise a crash prints the stack of every thread.
             env={"PYTHONFAULTHANDLER": ""},
         )
         self._done = self._dead = False
+        with _signals_kept():
+            self._future: Future[Any] = self._executor.submit(_work, call, limits.memory)
+        # As long as this end is open too, the worker's death doesn't close the link.
+        other_end.close()
 
-    def run(self, call: Callable[[Progress], Result], name: str, progress: Progress) -> Result:
+    def follow(self, name: str, progress: Progress) -> Any:
         """The call's result; raises what it raises, or SessionError for the worker's death."""
         from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-        with _signals_kept():
-            future: Future[Result] = self._executor.submit(_work, call, self._limits.memory)
-        # As long as this end is open too, the worker's death doesn't close the link.
-        self._other_end.close()
         step = _START
         try:
             for step, done, total in self._steps():
                 progress(step, done, total)
-            result = future.result()
+            result = self._future.result()
         except _SilentError as error:
             raise SessionError(
                 f"{name}: no sign of life for {self._limits.seconds:g} s in the step {step!r}; "
@@ -163,7 +167,6 @@ class _Worker:
             warnings.filterwarnings("ignore", "Failed to kill subprocesses", UserWarning)
             self._executor.shutdown(wait=True, kill_workers=not self._done)
         self._link.close()
-        self._other_end.close()
         words = "" if self._dead else self._words()
         self._scratch.cleanup()
         return words

@@ -138,6 +138,14 @@ def test_a_whole_run_with_all_its_options_may_go_apart(
     assert {"read the model", "numbers: observe", "numbers: quantize", "write"} <= set(steps)
 
 
+def test_a_machine_that_starts_no_worker_is_told_of(
+    tidy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tidy / "none"))
+    with pytest.raises(SessionError, match=r"m: no worker process can be started: .*No such file"):
+        isolated(lambda progress: None, "m", nowhere)
+
+
 def test_limits_out_of_range_are_refused() -> None:
     with pytest.raises(RecipeError, match="seconds must be above 0, got 0"):
         Limits(seconds=0)
