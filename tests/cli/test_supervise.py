@@ -85,7 +85,7 @@ def test_every_command_that_opens_a_model_may_do_so_apart(
     monkeypatch.setattr("onnxslim_tk.cli.supervise.isolated", travelling)
     apart = run(verb, model, *more, "--isolate")
     assert (here.exit_code, apart.exit_code) == (0, 0)
-    assert apart.stdout.split()[:5] == here.stdout.split()[:5]
+    assert apart.stdout.split()[:1] == here.stdout.split()[:1]
 
 
 @pytest.mark.parametrize(
