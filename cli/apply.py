@@ -16,10 +16,10 @@ from onnxslim_tk.plan.plan import Plan, read_plan
 from onnxslim_tk.report.outcome import Report
 
 from .console import warn
-from .options import Isolation, Judging, Showing, Source, Target, check_targets
+from .options import Judging, Showing, Source, Target, check_targets
 from .outcome import deliver
 from .progress import Steps
-from .supervise import supervise
+from .supervise import Isolation, supervise
 
 PlanFile = Annotated[
     Path, typer.Argument(metavar="PLAN.json", help="What to do.", show_default=False)

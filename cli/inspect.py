@@ -20,9 +20,8 @@ from onnxslim_tk.report.overview import Overview, overview
 
 from .console import say, shown, warn
 from .figures import count, dims, size
-from .options import Isolation
 from .progress import Steps
-from .supervise import supervise
+from .supervise import Isolation, supervise
 from .tables import show
 
 FORMAT = 1

@@ -10,10 +10,10 @@ from onnxslim_tk.measure.validate import Progress
 from onnxslim_tk.plan.recipe import Recipe
 from onnxslim_tk.report.outcome import Report
 
-from .options import Choices, Isolation, Showing, Source, Target, check_targets
+from .options import Choices, Showing, Source, Target, check_targets
 from .outcome import deliver
 from .progress import Steps
-from .supervise import supervise
+from .supervise import Isolation, supervise
 
 
 def optimize(

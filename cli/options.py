@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -17,7 +16,7 @@ from onnxslim_tk.measure.kinds import OutputKind
 from onnxslim_tk.measure.metrics import Metric, load_metric
 from onnxslim_tk.measure.validate import Progress
 from onnxslim_tk.passes import PASSES
-from onnxslim_tk.pipeline import Limits, Options, load
+from onnxslim_tk.pipeline import Options, load
 from onnxslim_tk.plan.budget import Budget
 from onnxslim_tk.plan.recipe import Recipe, read_recipe
 from onnxslim_tk.writing import check_place
@@ -28,8 +27,6 @@ _IMAGES: Final = "Samples from images"
 _BUDGET: Final = "Budget"
 _RECIPE: Final = "Recipe"
 _REPORT: Final = "Report"
-_WORKER: Final = "Worker process"
-_UNITS: Final = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 Source = Annotated[Path, typer.Argument(metavar="IN", help="The model.", show_default=False)]
 Target = Annotated[
@@ -204,51 +201,6 @@ class Choices(Judging):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Isolation:
-    """Where a model is run, and what it may take there."""
-
-    isolate: Annotated[
-        bool,
-        _option(
-            _WORKER,
-            "--isolate/--no-isolate",
-            envvar="ONNXSLIM_ISOLATE",
-            help="Run the model in a process of its own, so that a crash or a hang of the "
-            "runtime is an error like any other.",
-        ),
-    ] = True
-    time_limit: Annotated[
-        float | None,
-        _option(
-            _WORKER,
-            min=0,
-            metavar="SECONDS",
-            help="End that process after so long without a sign of life, 3600 by default; "
-            "0 waits for ever.",
-        ),
-    ] = None
-    memory_limit: Annotated[
-        str | None,
-        _option(
-            _WORKER,
-            metavar="SIZE",
-            help="Most memory of that process, as 4GB or 512MiB; by default what the machine has.",
-        ),
-    ] = None
-
-    def limits(self) -> Limits:
-        """What the worker may take; raises typer.BadParameter where there is none to limit."""
-        for name, value in (("time", self.time_limit), ("memory", self.memory_limit)):
-            if value is not None and not self.isolate:
-                raise typer.BadParameter(
-                    "needs a process of its own, so not --no-isolate", param_hint=f"--{name}-limit"
-                )
-        usual = Limits()
-        seconds = usual.seconds if self.time_limit is None else self.time_limit or None
-        return Limits(seconds, None if self.memory_limit is None else _bytes(self.memory_limit))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Showing:
     """Where the report goes."""
 
@@ -349,12 +301,3 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if not (by and height.isdecimal() and width.isdecimal()):
         raise typer.BadParameter(f"must read HEIGHTxWIDTH, got {text!r}", param_hint="--image-size")
     return int(height), int(width)
-
-
-def _bytes(text: str) -> int:
-    matched = re.fullmatch(r"(\d+(?:\.\d+)?) *([kmg]i?b)", text.strip().lower())
-    if matched is None:
-        raise typer.BadParameter(
-            f"must read like 4GB or 512MiB, got {text!r}", param_hint="--memory-limit"
-        )
-    return int(float(matched[1]) * _UNITS[matched[2]])

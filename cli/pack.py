@@ -11,9 +11,9 @@ from onnxslim_tk.report.summary import packing
 
 from .console import say, warn
 from .figures import size
-from .options import Isolation, Source, Target, check_targets
+from .options import Source, Target, check_targets
 from .progress import Steps
-from .supervise import supervise
+from .supervise import Isolation, supervise
 from .tables import packing_table, show
 
 

@@ -14,9 +14,9 @@ from onnxslim_tk.report.as_json import json_text
 from onnxslim_tk.report.summary import refusals
 
 from .console import say
-from .options import Choices, Isolation, Source, check_targets
+from .options import Choices, Source, check_targets
 from .progress import Steps
-from .supervise import supervise
+from .supervise import Isolation, supervise
 from .tables import plan_table, refusals_table, show
 
 Place = Annotated[

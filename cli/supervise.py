@@ -1,22 +1,71 @@
 """A command's work, in a worker or here, and what is said when a signal ends it."""
 
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import current_thread, main_thread
 from types import FrameType
-from typing import TypeVar
+from typing import Annotated, Final, TypeVar
 
 import typer
 
 from onnxslim_tk.measure.validate import Progress
-from onnxslim_tk.pipeline import isolated
+from onnxslim_tk.pipeline import Limits, isolated
 
 from .console import visible
-from .options import Isolation
 
 Result = TypeVar("Result")
+
+_PANEL: Final = "Worker process"
+_UNITS: Final = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Isolation:
+    """Where a model is run, and what it may take there."""
+
+    isolate: Annotated[
+        bool,
+        typer.Option(
+            "--isolate/--no-isolate",
+            rich_help_panel=_PANEL,
+            envvar="ONNXSLIM_ISOLATE",
+            help="Run the model in a process of its own, so that a crash or a hang of the "
+            "runtime is an error like any other.",
+        ),
+    ] = True
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=_PANEL,
+            min=0,
+            metavar="SECONDS",
+            help="End that process after so long without a sign of life, 3600 by default; "
+            "0 waits for ever.",
+        ),
+    ] = None
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=_PANEL,
+            metavar="SIZE",
+            help="Most memory of that process, as 4GB or 512MiB; by default what the machine has.",
+        ),
+    ] = None
+
+    def limits(self) -> Limits:
+        """What the worker may take; raises typer.BadParameter where there is none to limit."""
+        for name, value in (("time", self.time_limit), ("memory", self.memory_limit)):
+            if value is not None and not self.isolate:
+                raise typer.BadParameter(
+                    "needs a process of its own, so not --no-isolate", param_hint=f"--{name}-limit"
+                )
+        usual = Limits()
+        seconds = usual.seconds if self.time_limit is None else self.time_limit or None
+        return Limits(seconds, None if self.memory_limit is None else _bytes(self.memory_limit))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -80,3 +129,12 @@ def _identity(path: Path | None) -> tuple[int, int] | None:
 def _relay(words: str) -> None:
     for line in words.splitlines():
         typer.echo(visible(line), err=True)
+
+
+def _bytes(text: str) -> int:
+    matched = re.fullmatch(r"(\d+(?:\.\d+)?) *([kmg]i?b)", text.strip().lower())
+    if matched is None:
+        raise typer.BadParameter(
+            f"must read like 4GB or 512MiB, got {text!r}", param_hint="--memory-limit"
+        )
+    return int(float(matched[1]) * _UNITS[matched[2]])

@@ -14,10 +14,10 @@ from onnxslim_tk.measure.validate import Progress
 from onnxslim_tk.plan.budget import Budget
 from onnxslim_tk.report.outcome import Report
 
-from .options import Isolation, Judging, Seed, Showing, check_targets
+from .options import Judging, Seed, Showing, check_targets
 from .outcome import deliver
 from .progress import Steps
-from .supervise import supervise
+from .supervise import Isolation, supervise
 
 
 def validate(
