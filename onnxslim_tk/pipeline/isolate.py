@@ -6,7 +6,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -162,10 +161,7 @@ class _Worker:
 
     def end(self) -> str:
         """End the process, by force if it isn't done, and give what it printed if it lived."""
-        with warnings.catch_warnings():
-            # It looks for children of the worker with a tool that may not be there.
-            warnings.filterwarnings("ignore", "Failed to kill subprocesses", UserWarning)
-            self._executor.shutdown(wait=True, kill_workers=not self._done)
+        self._executor.shutdown(wait=True, kill_workers=not self._done)
         self._link.close()
         words = "" if self._dead else self._words()
         self._scratch.cleanup()
