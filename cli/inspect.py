@@ -1,5 +1,6 @@
 """``inspect``: what a look at one model tells."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.observe import observed_shapes
 from onnxslim_tk.measure.runtime import Session
 from onnxslim_tk.measure.samples import random_feed
+from onnxslim_tk.measure.validate import Progress
 from onnxslim_tk.pipeline import load
 from onnxslim_tk.pipeline.files import stored_provenance
 from onnxslim_tk.report.as_json import json_text, plain
@@ -19,6 +21,8 @@ from onnxslim_tk.report.overview import Overview, overview
 
 from .console import say, shown, warn
 from .figures import count, dims, size
+from .progress import Steps
+from .supervise import Isolation, supervise
 from .tables import show
 
 FORMAT = 1
@@ -26,14 +30,14 @@ FORMAT = 1
 
 def inspect(
     model: Annotated[Path, typer.Argument(metavar="MODEL", show_default=False)],
+    isolation: Isolation,
     json: Annotated[
         bool, typer.Option("--json", help="Print it as JSON, and nothing else.")
     ] = False,
 ) -> None:
     """Show a model's inputs, outputs and layers, and what it says of its making."""
-    opened = load(model)
-    shapes, trouble = _shapes(model, opened)
-    found = overview(opened, shapes, stored_provenance(opened))
+    with Steps(json) as steps:
+        found, trouble = supervise(partial(_look, model), model, isolation, steps)
     if trouble:
         warn(f"MACs are unknown: {trouble}")
     if json:
@@ -44,6 +48,14 @@ def inspect(
         say("made by onnxslim-tk:")
         for key, value in found.provenance.items():
             say(f"  {shown(key)}: {shown(value)}")
+
+
+def _look(path: Path, progress: Progress) -> tuple[Overview, str]:
+    progress("read the model", 0, 1)
+    opened = load(path)
+    progress("run it once", 0, 1)
+    shapes, trouble = _shapes(path, opened)
+    return overview(opened, shapes, stored_provenance(opened)), trouble
 
 
 def _shapes(path: Path, model: Model) -> tuple[dict[str, tuple[int, ...]], str]:

@@ -19,6 +19,7 @@ from onnxslim_tk.passes import PASSES
 from onnxslim_tk.pipeline import Options, load
 from onnxslim_tk.plan.budget import Budget
 from onnxslim_tk.plan.recipe import Recipe, read_recipe
+from onnxslim_tk.writing import check_place
 
 _KINDS: Final[tuple[str, ...]] = get_args(OutputKind)
 _SAMPLES: Final = "Samples"
@@ -265,6 +266,12 @@ def check_targets(source: Path, targets: Mapping[str, Path | None]) -> None:
             continue
         if path.is_dir() or not path.parent.is_dir():
             raise typer.BadParameter(f"{path} is no place for a file", param_hint=name)
+        try:
+            check_place(path)
+        except OSError as error:
+            raise typer.BadParameter(
+                f"{path} cannot be written: {error.strerror}", param_hint=name
+            ) from error
         other = taken.setdefault(path.resolve(), name)
         if other != name:
             raise typer.BadParameter(f"{path} is {other} already", param_hint=name)

@@ -1,18 +1,22 @@
 """``plan``: choose only, and write down what would be done."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from onnxslim_tk import pipeline
-from onnxslim_tk.plan.plan import plan_data, write_plan
+from onnxslim_tk.measure.validate import Progress
+from onnxslim_tk.plan.plan import Plan, plan_data, write_plan
+from onnxslim_tk.plan.recipe import Recipe
 from onnxslim_tk.report.as_json import json_text
 from onnxslim_tk.report.summary import refusals
 
 from .console import say
 from .options import Choices, Source, check_targets
 from .progress import Steps
+from .supervise import Isolation, supervise
 from .tables import plan_table, refusals_table, show
 
 Place = Annotated[
@@ -25,14 +29,15 @@ def plan(
     source: Source,
     target: Place,
     choices: Choices,
+    isolation: Isolation,
     json: Annotated[bool, typer.Option("--json", help="Print the plan too, as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only.")] = False,
 ) -> None:
     """Choose what optimize would do to IN and write it to PLAN.json, to read and edit."""
     check_targets(source, {"PLAN.json": target})
-    recipe = choices.chosen()
+    call = partial(_plan, source, choices.chosen(), choices)
     with Steps(json or quiet) as steps:
-        made = pipeline.plan(source, recipe, choices.options(source, choices.seed, steps))
+        made = supervise(call, source, isolation, steps)
     write_plan(made, target)
     if json:
         typer.echo(json_text(plan_data(made)), nl=False)
@@ -40,3 +45,7 @@ def plan(
         left = refusals(made)
         show([plan_table(made), *([refusals_table(left)] if left else [])])
         say("edit the plan if you like; 'onnxslim apply' with the same samples carries it out")
+
+
+def _plan(source: Path, recipe: Recipe, choices: Choices, progress: Progress) -> Plan:
+    return pipeline.plan(source, recipe, choices.options(source, choices.seed, progress))

@@ -1,6 +1,7 @@
 """The group of all commands: errors become one line and an exit code, a missing verb a hint."""
 
 import shlex
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ from typer.core import TyperGroup
 from onnxslim_tk.errors import OnnxSlimError
 
 from .console import complain
+from .supervise import Interrupted, ended_by_signals
 
 WRONG_USAGE = 2
 """What Typer gives for wrong options."""
-INTERRUPTED = 130
-"""What shells give for a program that Ctrl-C ended."""
+SIGNALLED = 128
+"""What shells add to the number of the signal that ended a program."""
 
 
 class Verbs(TyperGroup):
@@ -23,7 +25,8 @@ class Verbs(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; every error of the package's own tree ends with its exit code."""
         try:
-            return super().invoke(ctx)
+            with ended_by_signals():
+                return super().invoke(ctx)
         except OnnxSlimError as error:
             complain(str(error))
             raise typer.Exit(error.exit_code) from error
@@ -31,8 +34,10 @@ class Verbs(TyperGroup):
             complain("not enough memory for this model and these samples")
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
-            complain("interrupted; nothing was written after that")
-            raise typer.Exit(INTERRUPTED) from error
+            ended = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+            what = "the result was written before" if ended.written else "nothing was written"
+            complain(f"interrupted; {what}")
+            raise typer.Exit(SIGNALLED + ended.number) from error
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command named first, or the hint that a verb is missing before a file."""

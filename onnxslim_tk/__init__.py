@@ -12,7 +12,18 @@ from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.images import ImageOptions
 from onnxslim_tk.measure.metrics import Metric, load_metric
 from onnxslim_tk.measure.samples import Samples
-from onnxslim_tk.pipeline import Options, apply, load, optimize, pack, plan, save, validate
+from onnxslim_tk.pipeline import (
+    Limits,
+    Options,
+    apply,
+    isolated,
+    load,
+    optimize,
+    pack,
+    plan,
+    save,
+    validate,
+)
 from onnxslim_tk.plan.budget import Budget
 from onnxslim_tk.plan.plan import Plan
 from onnxslim_tk.plan.recipe import Recipe
@@ -26,6 +37,7 @@ __all__ = [
     "BudgetError",
     "CalibrationError",
     "ImageOptions",
+    "Limits",
     "Metric",
     "Model",
     "ModelError",
@@ -39,6 +51,7 @@ __all__ = [
     "SessionError",
     "__version__",
     "apply",
+    "isolated",
     "load",
     "load_metric",
     "optimize",

@@ -7,16 +7,17 @@ ROOT = Path(__file__).parents[1]
 LEFT_OF: dict[str, str] = {
     "errors": "",
     "version": "",
+    "writing": "errors",
     "demo": "",
     "kernels": "errors",
     "graph": "errors kernels",
     "measure": "errors kernels graph",
     "packing": "errors kernels graph",
-    "plan": "errors kernels graph measure packing",
+    "plan": "errors kernels graph measure packing writing",
     "passes": "errors kernels graph measure packing plan recover",
     "recover": "errors kernels graph measure packing plan",
-    "report": "errors kernels graph measure packing plan version",
-    "pipeline": "errors kernels graph measure packing plan passes recover report version",
+    "report": "errors kernels graph measure packing plan version writing",
+    "pipeline": "errors kernels graph measure packing plan passes recover report version writing",
 }
 FILES = [p for p in sorted(ROOT.glob("onnxslim_tk/**/*.py")) if p.parent.name != "onnxslim_tk"]
 

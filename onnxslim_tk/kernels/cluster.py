@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 Floats = NDArray[np.float64]
@@ -75,6 +74,9 @@ def kmeans_vectors(
     distinct, codes = np.unique(points, axis=0, return_inverse=True)
     if len(distinct) <= clusters:
         return distinct, codes.reshape(-1).astype(np.int64)
+    # Its import takes longer than all others of the package together.
+    from sklearn.cluster import KMeans
+
     with threadpool_limits(limits=1):
         model = KMeans(clusters, n_init=1, random_state=seed).fit(points, sample_weight=weights)
     return np.asarray(model.cluster_centers_, np.float64), model.labels_.astype(np.int64)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +11,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnxslim_tk.errors import ModelError
 from onnxslim_tk.graph.model import Model, from_proto, to_proto
 from onnxslim_tk.packing import PackedTensor, pack, unpack
+from onnxslim_tk.writing import write_pieces
 
 _PROVENANCE: Final = "onnxslim_tk."
 _LARGEST: Final = (1 << 31) - 1
@@ -121,25 +121,8 @@ def stored_provenance(model: Model) -> dict[str, str]:
 
 
 def write_file(data: bytes, path: Path) -> None:
-    """Write a file whole or not at all: a temporary one beside it, synced, then renamed."""
-    handle = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
-        ) as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(handle.name, 0o666 & ~mask)
-        os.replace(handle.name, path)
-    except OSError as error:
-        raise ModelError(f"model: {path} cannot be written: {error.strerror}") from error
-    finally:
-        # Gone by now, unless something came between.
-        if handle is not None:
-            Path(handle.name).unlink(missing_ok=True)
+    """Write a model whole or not at all; raises ModelError."""
+    write_pieces([data], path)
 
 
 def save(model: Model, path: str | os.PathLike[str]) -> None:

@@ -24,6 +24,7 @@ from onnxslim_tk.plan.budget import Budget
 from onnxslim_tk.plan.plan import Plan, read_plan
 from onnxslim_tk.plan.recipe import Recipe, read_recipe
 from onnxslim_tk.report.outcome import Report
+from onnxslim_tk.writing import check_place
 
 _PLAIN = Options()
 
@@ -52,7 +53,9 @@ def optimize(
     if not report.holds:
         attempt = shop.untouched(attempt.steps + 1)
         report = judge(shop, attempt, started)
+    options.progress("write", 0, 1)
     write_file(attempt.data, Path(result))
+    options.progress("write", 1, 1)
     return report
 
 
@@ -118,17 +121,21 @@ def pack(source: PathLike, result: PathLike) -> tuple[PackedTensor, ...]:
 
 
 def _open(source: Path, recipe: str | Recipe, options: Options, result: Path | None) -> Workshop:
+    options.progress("read the model", 0, 1)
     data = read_model(source)
     if result is not None:
         _check_target(source, result)
     chosen = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, PASSES)
     model = parse(data, source)
     session = Session(source)
+    options.progress("read the model", 1, 1)
+    options.progress("read the samples", 0, 1)
     samples = options.calibration
     if samples is not None and not isinstance(samples, Samples):
         samples = read_samples(
             Path(samples), session.inputs, options.images, options.limit, options.seed
         )
+    options.progress("read the samples", 1, 1)
     budget = chosen.budget if options.budget is None else options.budget
     if budget != Budget() and samples is None:
         raise CalibrationError("budget: its limits need samples to be checked with, none are given")
@@ -146,3 +153,7 @@ def _check_target(source: Path, result: Path) -> None:
         raise ModelError(f"model: {result} is a folder; a file name is needed")
     if result.exists() and result.samefile(source):
         raise ModelError(f"model: {result} is the source itself; give the result another name")
+    try:
+        check_place(result)
+    except OSError as error:
+        raise ModelError(f"model: {result} cannot be written: {error.strerror}") from error

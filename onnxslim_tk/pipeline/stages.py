@@ -50,14 +50,18 @@ def carry_out(model: Model, setting: Setting, choose: Chooser) -> tuple[StagePla
     done = []
     for stage in setting.recipe.stages:
         context = _context(model, stage, setting)
+        setting.progress(f"{stage.name}: propose", 0, 1)
         proposals, refusals = _propose(model, stage, context)
+        setting.progress(f"{stage.name}: propose", 1, 1)
         rows = choose(stage, proposals, model, context)
         for method in stage.passes:
             chosen = [row for row in rows if row.method == method.name]
             if chosen:
+                setting.progress(f"{stage.name}: {method.name}", 0, 1)
                 method.apply(model, chosen, context)
                 # A rewrite may leave what fed the old weight behind.
                 drop_unused(model)
+                setting.progress(f"{stage.name}: {method.name}", 1, 1)
         done.append(StagePlan(stage.name, tuple(rows), tuple(refusals)))
     return tuple(done)
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.plan.proposal import Proposal, Refusal
 from onnxslim_tk.plan.recipe import Methods, Recipe, recipe_data, recipe_from_data
+from onnxslim_tk.writing import replacing
 
 _FORMAT: Final = 1
 _MOST_ERROR: Final = 1e9
@@ -58,7 +59,8 @@ def plan_data(plan: Plan) -> dict[str, Any]:
 def write_plan(plan: Plan, path: Path) -> None:
     """Write the plan; raises RecipeError where the file can't be written."""
     try:
-        path.write_text(json.dumps(plan_data(plan), indent=1) + "\n", encoding="utf-8")
+        with replacing(path) as file:
+            file.write((json.dumps(plan_data(plan), indent=1) + "\n").encode())
     except OSError as error:
         raise RecipeError(f"plan: {path} cannot be written: {error.strerror}") from error
 

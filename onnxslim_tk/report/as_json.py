@@ -12,6 +12,7 @@ import numpy as np
 from onnxslim_tk.errors import OnnxSlimError
 from onnxslim_tk.plan.plan import plan_data
 from onnxslim_tk.report.outcome import Report
+from onnxslim_tk.writing import replacing
 
 FORMAT: Final = 1
 """Goes up when a key changes its meaning or goes away; new keys may come without."""
@@ -62,6 +63,7 @@ def json_text(data: Any) -> str:
 def write_report(report: Report, path: Path) -> None:
     """Write the report as JSON; raises OnnxSlimError where the file can't be written."""
     try:
-        path.write_text(json_text(report_data(report)), encoding="utf-8")
+        with replacing(path) as file:
+            file.write(json_text(report_data(report)).encode())
     except OSError as error:
         raise OnnxSlimError(f"report: {path} cannot be written: {error.strerror}") from error

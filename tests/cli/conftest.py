@@ -15,6 +15,12 @@ HIDDEN = "hid[red]den\x1b[31m"
 """A tensor's name that tries to style and to move the terminal."""
 
 
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands start no worker, unless a test says --isolate."""
+    monkeypatch.setenv("ONNXSLIM_ISOLATE", "0")
+
+
 @pytest.fixture(scope="session")
 def app() -> Any:
     (script,) = entry_points(group="console_scripts", name="onnxslim")
