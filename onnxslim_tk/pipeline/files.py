@@ -10,6 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
 from onnxslim_tk.errors import ModelError
+from onnxslim_tk.graph.check import check, drop_repeated_weights
 from onnxslim_tk.graph.model import Model, from_proto, to_proto
 from onnxslim_tk.packing import PackedTensor, pack, unpack
 
@@ -48,6 +49,8 @@ def parse(data: bytes, path: Path | None = None) -> Model:
     ``path`` says where external data lie. Raises ModelError for what is not a valid model.
     """
     proto = _proto(data, path.name if path else "the file")
+    check(proto)
+    drop_repeated_weights(proto)
     if path is not None:
         _take_in(proto, path)
     unpack(proto)
