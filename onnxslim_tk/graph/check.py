@@ -37,7 +37,8 @@ _BITS_BY_NAME: Final = {
     "COMPLEX128": 128,
     "STRING": 8,
 }
-# Older versions of onnx don't know the newest types.
+_TYPES: Final = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
+# Older versions of onnx don't know the newest types, and newer ones know others.
 _BITS: Final = {
     getattr(TensorProto, name): bits
     for name, bits in _BITS_BY_NAME.items()
@@ -121,13 +122,13 @@ def _check_messages(root: Any) -> None:
 
 def _check_tensor(tensor: TensorProto) -> None:
     who = f"model: tensor {_short(tensor.name) if isinstance(tensor.name, str) else ''}"
-    bits = _BITS.get(tensor.data_type)
-    if bits is None:
+    if tensor.data_type not in _TYPES:
         raise ModelError(f"{who} has the element type {tensor.data_type}, which ONNX doesn't know")
+    bits = _BITS.get(tensor.data_type, 8)
     size = _elements(tensor.dims, bits, who)
     if tensor.HasField("segment"):
         raise ModelError(f"{who} is stored in segments, which no reader supports")
-    if tensor.data_location == TensorProto.EXTERNAL:
+    if tensor.data_location == TensorProto.EXTERNAL or tensor.data_type not in _BITS:
         return
     if tensor.HasField("raw_data") and tensor.data_type != TensorProto.STRING:
         got, needed, unit = len(tensor.raw_data), -(-size * bits // 8), "bytes"
@@ -162,7 +163,7 @@ def _check_sparse(sparse: onnx.SparseTensorProto) -> None:
     for tensor in (sparse.values, sparse.indices):
         _check_tensor(tensor)
     who = f"model: sparse tensor {_short(sparse.values.name)}"
-    size = _elements(sparse.dims, _BITS[sparse.values.data_type], who)
+    size = _elements(sparse.dims, _BITS.get(sparse.values.data_type, 8), who)
     count, shape = prod(sparse.values.dims), list(sparse.indices.dims)
     if sparse.indices.data_type != TensorProto.INT64 or len(sparse.values.dims) != 1:
         raise ModelError(f"{who} must have a list of values and int64 indices")
