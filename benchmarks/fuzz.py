@@ -47,6 +47,7 @@ class Outcome:
     message: str = ""
     seconds: float = 0.0
     megabytes: float = 0.0
+    stricter: bool = False
 
 
 def main() -> int:
@@ -216,6 +217,9 @@ def _try(
                 outcome.outcome = "written"
             break
     outcome.seconds = time.monotonic() - started
+    if (outcome.outcome, outcome.verb) == ("refused", "load"):
+        at(name, "runtime")
+        outcome.stricter = _loads(source)
     outcome.megabytes = max(0.0, _peak() - before)
     return outcome
 
@@ -256,6 +260,17 @@ def _inspect(source: Path) -> None:
         raise ModelError(result.stderr.strip())
 
 
+def _loads(source: Path) -> bool:
+    from onnxslim_tk.errors import SessionError
+    from onnxslim_tk.measure.runtime import Session
+
+    try:
+        Session(source)
+    except SessionError:
+        return False
+    return True
+
+
 def _reset_peak() -> float:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     return _peak()
@@ -276,6 +291,8 @@ def _table(rows: list[Outcome]) -> str:
     lines += [f"| {kind} | {counts[kind]} |" for kind in kinds]
     sentences = {row.message for row in rows if row.outcome == "refused"}
     lines.append(f"| distinct sentences | {len(sentences)} |")
+    stricter = sum(row.stricter for row in rows)
+    lines.append(f"| refused, though the runtime loads it | {stricter} |")
     if rows:
         slow, big = (max(rows, key=lambda row: getattr(row, n)) for n in ("seconds", "megabytes"))
         lines.append(f"| worst time, s | {slow.seconds:.1f} (case {slow.case}, {slow.seed}) |")

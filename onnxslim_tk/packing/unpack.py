@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
@@ -43,6 +43,8 @@ _FREE_BYTES = 16 << 20
 _BYTES_PER_ELEMENT = 64
 _BYTES_UNDERWAY = 16
 _STEPS_PER_NODE = 64
+_SHARED_BYTES = 16 << 20
+_SHARED_VALUE = 16 << 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,17 +66,27 @@ _Stored = dict[Key, TensorProto]
 
 @dataclass
 class _Budget:
-    """What is left to spend: bytes of decoded tensors, and steps; ``underway`` bytes at a time."""
+    """What is left to spend: bytes of decoded tensors, and steps; ``underway`` bytes at a time.
+
+    ``shared`` holds small values, tables above all, that many chains read.
+    """
 
     bytes: int
     steps: int
     underway: int
+    shared: dict[Key, Array] = field(default_factory=dict)
+    shared_bytes: int = 0
 
     def spend(self, steps: int = 0, nbytes: int = 0) -> None:
         self.steps -= steps
         self.bytes -= nbytes
         if self.steps < 0 or self.bytes < 0:
             raise _SpentError
+
+    def share(self, key: Key, value: Array) -> None:
+        if value.nbytes <= _SHARED_VALUE and self.shared_bytes + value.nbytes <= _SHARED_BYTES:
+            self.shared[key] = value
+            self.shared_bytes += value.nbytes
 
 
 def unpack(model: onnx.ModelProto) -> int:
@@ -262,6 +274,9 @@ def _decode(end: _Step, steps: _Steps, stored: _Stored, budget: _Budget) -> Tens
     values: dict[Key, Array] = {}
     underway = budget.underway
     for key in _needed(end, steps, budget):
+        if key in budget.shared:
+            values[key] = budget.shared[key]
+            continue
         step = steps[key]
         for source in step.inputs:
             if source not in values:
@@ -274,6 +289,7 @@ def _decode(end: _Step, steps: _Steps, stored: _Stored, budget: _Budget) -> Tens
         underway -= values[key].nbytes
         if step.node.op_type == "Mul" and _scales_codebook(inputs, values[key]):
             raise _StuckError(key)
+        budget.share(key, values[key])
     value = values[end.key]
     if value.dtype.kind not in _PLAIN_KINDS and value.dtype.name != "bfloat16":
         raise _StuckError(end.key)
@@ -287,10 +303,11 @@ def _needed(end: _Step, steps: _Steps, budget: _Budget) -> Iterator[Key]:
     waiting = [end.key]
     while waiting:
         key = waiting[-1]
-        missing = [source for source in steps[key].inputs if source in steps and source not in done]
-        if missing and key not in done:
-            waiting.extend(missing)
-            continue
+        if key not in budget.shared and key not in done:
+            missing = [s for s in steps[key].inputs if s in steps and s not in done]
+            if missing:
+                waiting.extend(missing)
+                continue
         waiting.pop()
         if key not in done:
             done.add(key)
