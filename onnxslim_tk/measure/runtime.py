@@ -146,7 +146,10 @@ def _open(model: bytes | Path, options: Any) -> Any:
         raise SessionError(f"session: no such file: {model}")
     source = str(model) if isinstance(model, Path) else model
     try:
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        # Its fallback tries the same again, and prints.
+        return ort.InferenceSession(
+            source, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     except _FAILURES as error:
         raise SessionError(f"session: {_one_line(error)}") from error
 
