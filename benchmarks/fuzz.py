@@ -28,7 +28,7 @@ from benchmarks.seeds import seeds
 
 _SECONDS: Final = 20.0
 _BYTES: Final = 4 << 30
-_FILE_SHARE: Final = 0.08
+_FILE_SHARE: Final = 0.05
 _BAD: Final = ("traceback", "written")
 
 
@@ -188,9 +188,7 @@ def damaged(case: int, seed: int, originals: dict[str, bytes]) -> tuple[str, byt
     return name, mutate(originals[name], rng)
 
 
-def _try(
-    case: int, seed: int, originals: dict[str, bytes], folder: Path, at: Any
-) -> Outcome:
+def _try(case: int, seed: int, originals: dict[str, bytes], folder: Path, at: Any) -> Outcome:
     from onnxslim_tk.errors import OnnxSlimError
 
     name, data = damaged(case, seed, originals)
@@ -300,7 +298,7 @@ def _table(rows: list[Outcome]) -> str:
     found: dict[tuple[str, ...], list[int]] = {}
     for row in rows:
         if row.outcome in (*_BAD, "time", "native crash", "memory"):
-            place = [part.strip() for part in row.message.splitlines() if 'onnxslim_tk/' in part]
+            place = [part.strip() for part in row.message.splitlines() if "onnxslim_tk/" in part]
             last = row.message.splitlines()[-1:] or [""]
             found.setdefault((row.outcome, row.verb, *place[-1:], *last), []).append(row.case)
     for kind, cases in sorted(found.items(), key=lambda item: -len(item[1])):

@@ -15,7 +15,19 @@ _INTEGERS: Final = (
 _FLOATS: Final = (0.0, -0.0, 1.0, -1.0, 0.5, 1e-45, 3e38, float("nan"), float("inf"), -float("inf"))
 _INVALID: Final = "<<not-utf-8>>"
 _TEXTS: Final = (
-    *("", "x", "y", "w", "NOTSET", "ai.onnx", "ai.onnx.ml", "com.example", "value", "axis", "group"),
+    *(
+        "",
+        "x",
+        "y",
+        "w",
+        "NOTSET",
+        "ai.onnx",
+        "ai.onnx.ml",
+        "com.example",
+        "value",
+        "axis",
+        "group",
+    ),
     *("perm", "to", "pads", "strides", "kernel_shape", "transB", "epsilon", "then_branch", "body"),
     *("\x1b[31mred\x1b[0m", "[bold red]x[/]", "<script>alert(1)</script>", "a\nb", "a/b/../../c"),
     *("\x00", "ü" * 40, "n" * 5000, _INVALID),
@@ -202,7 +214,9 @@ def _text(field: FieldDescriptor, messages: dict[str, list[Any]], rng: random.Ra
     if field.name == "op_type" and rng.random() < 0.8:
         return rng.choice(OPERATORS)
     if rng.random() < 0.6:
-        names = [name for node in messages.get("NodeProto", []) for name in (*node.input, *node.output)]
+        names = [
+            name for node in messages.get("NodeProto", []) for name in (*node.input, *node.output)
+        ]
         names += [tensor.name for tensor in messages.get("TensorProto", [])]
         names += [value.name for value in messages.get("ValueInfoProto", [])]
         if names:

@@ -1,5 +1,7 @@
 """Small models to damage: between them, every operator and form that the package knows."""
 
+import tempfile
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -7,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxslim_tk.graph.model import from_proto
-from onnxslim_tk.pipeline.files import packed
+from onnxslim_tk.pipeline.files import save
 
 _TEXTS: Final[dict[str, str]] = {
     "cnn": """<ir_version: 8, opset_import: ["": 17]>
@@ -146,7 +148,9 @@ def seeds() -> dict[str, bytes]:
         for tensor in source.graph.initializer:
             _make_packable(tensor)
         opened = from_proto(onnx.ModelProto.FromString(source.SerializeToString()), b"")
-        files[f"{name}, packed"], _ = packed(opened, {"version": "0"})
+        with tempfile.TemporaryDirectory() as folder:
+            save(opened, Path(folder) / "packed.onnx")
+            files[f"{name}, packed"] = (Path(folder) / "packed.onnx").read_bytes()
     return files
 
 

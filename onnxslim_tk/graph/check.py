@@ -62,20 +62,21 @@ def check(proto: onnx.ModelProto) -> None:
     if not proto.opset_import:
         raise ModelError("model: it must name the operator sets that it uses, it names none")
     for entry in proto.opset_import:
-        if entry.version < 1:
+        if entry.domain in _STANDARD and entry.version < 1:
             raise ModelError(
-                f"model: the operator set {_short(entry.domain or 'ai.onnx')} must have a version "
-                f"from 1 up, got {entry.version}"
+                f"model: the standard operator set must have a version from 1 up, "
+                f"got {entry.version}"
             )
     _check_functions(proto)
+    weights = {tensor.name for tensor in proto.graph.initializer}
     for value in proto.graph.input:
-        if not value.name or value.type.WhichOneof("value") is None:
+        typed = value.name in weights or value.type.WhichOneof("value") is not None
+        if not (value.name and typed):
             raise ModelError(
                 f"model: its inputs must have names and types, {_short(value.name)} has not"
             )
     versions = [entry.version for entry in proto.opset_import if entry.domain in _STANDARD]
-    typed = proto.ir_version >= _TYPED_ATTRIBUTES
-    _check_graph(proto.graph, (), max(versions, default=0), typed)
+    _check_graph(proto.graph, (), max(versions, default=0), proto.ir_version >= _TYPED_ATTRIBUTES)
 
 
 def drop_repeated_weights(proto: onnx.ModelProto) -> None:

@@ -86,7 +86,10 @@ def read_samples(
         raise CalibrationError(f"samples: limit must be at least 1, got {limit}")
     if not inputs:
         raise CalibrationError("samples: the model must have inputs, it has none")
-    feeds, labels = _read(path, inputs, images)
+    try:
+        feeds, labels = _read(path, inputs, images)
+    except OSError as error:
+        raise CalibrationError(f"samples: {path} cannot be read: {error.strerror}") from error
     samples = Samples(feeds, labels, str(path))
     # What is wrong with the first is mostly wrong with all: say it now, not in mid-run.
     samples.feeds[0]

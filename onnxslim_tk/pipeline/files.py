@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -20,9 +21,13 @@ _LARGEST: Final = (1 << 31) - 1
 
 def read_file(path: Path) -> bytes:
     """The bytes of a model file; raises ModelError where there is none to read."""
-    if path.is_dir():
-        raise ModelError(f"model: {path} is a folder; an .onnx file is needed")
     try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise ModelError(f"model: {path} is a folder; an .onnx file is needed")
+        # A pipe may never end, nor does a device.
+        if not stat.S_ISREG(mode):
+            raise ModelError(f"model: {path} is a pipe or a device; an .onnx file is needed")
         return path.read_bytes()
     except OSError as error:
         raise ModelError(f"model: {path} cannot be read: {error.strerror}") from error
