@@ -18,6 +18,7 @@ import time
 import traceback
 from collections import Counter
 from dataclasses import asdict, dataclass
+from importlib.metadata import entry_points
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -246,10 +247,10 @@ def _inspect(source: Path) -> None:
     """The command itself, for what it prints must not move a terminal."""
     from typer.testing import CliRunner
 
-    from onnxslim_tk.cli import app
+    (script,) = entry_points(group="console_scripts", name="onnxslim")
     from onnxslim_tk.errors import ModelError
 
-    result = CliRunner().invoke(app, ["inspect", str(source)])
+    result = CliRunner().invoke(script.load(), ["inspect", str(source)])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     if any(not c.isprintable() and c != "\n" for c in result.output):

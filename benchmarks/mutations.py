@@ -32,17 +32,18 @@ _TEXTS: Final = (
     *("\x1b[31mred\x1b[0m", "[bold red]x[/]", "<script>alert(1)</script>", "a\nb", "a/b/../../c"),
     *("\x00", "ü" * 40, "n" * 5000, _INVALID),
 )
-OPERATORS: Final = tuple(
+_OPERATORS: Final = (
     "Abs Add And ArgMax AveragePool BatchNormalization Cast Ceil Clip Concat Constant "
     "ConstantOfShape Conv ConvTranspose CumSum DepthToSpace DequantizeLinear Div Dropout "
-    "DynamicQuantizeLinear Equal Erf Expand Flatten Floor GRU Gather GatherElements GatherND Gelu "
-    "Gemm GlobalAveragePool HardSigmoid HardSwish Identity If InstanceNormalization LSTM "
-    "LayerNormalization LeakyRelu Loop MatMul MatMulInteger Max MaxPool Mean Min Mod Mul Neg Not "
-    "OneHot PRelu Pad Pow QLinearConv QLinearMatMul QuantizeLinear RNN Range Reciprocal ReduceMax "
-    "ReduceMean ReduceSum Relu Reshape Resize Scan ScatterElements ScatterND Shape Sigmoid Size "
-    "Slice Softmax SpaceToDepth Split Sqrt Squeeze Sub Tanh Tile TopK Transpose Unsqueeze Upsample "
-    "Where Xor Unheard".split()
+    "DynamicQuantizeLinear Equal Erf Expand Flatten Floor GRU Gather GatherElements "
+    "GatherND Gelu Gemm GlobalAveragePool HardSigmoid HardSwish Identity If "
+    "InstanceNormalization LSTM LayerNormalization LeakyRelu Loop MatMul MatMulInteger Max "
+    "MaxPool Mean Min Mod Mul Neg Not OneHot PRelu Pad Pow QLinearConv QLinearMatMul "
+    "QuantizeLinear RNN Range Reciprocal ReduceMax ReduceMean ReduceSum Relu Reshape "
+    "Resize Scan ScatterElements ScatterND Shape Sigmoid Size Slice Softmax SpaceToDepth "
+    "Split Sqrt Squeeze Sub Tanh Tile TopK Transpose Unsqueeze Upsample Where Xor Unheard "
 )
+OPERATORS: Final = tuple(_OPERATORS.split())
 _BIG: Final = 256
 
 

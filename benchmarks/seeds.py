@@ -163,7 +163,7 @@ def _built(name: str) -> onnx.ModelProto:
         annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="w")
         proto.graph.node[0].doc_string = "a note"
         helper.set_model_props(proto, {"author": "somebody"})
-        words = helper.make_tensor("words", TensorProto.STRING, [2], [b"a", b"b"])
+        words = helper.make_tensor("words", TensorProto.STRING, [2], np.array(["a", "b"], object))
         proto.graph.initializer.append(words)
         proto.graph.sparse_initializer.append(
             helper.make_sparse_tensor(

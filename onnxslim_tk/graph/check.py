@@ -44,7 +44,7 @@ _BITS: Final = {
     for name, bits in _BITS_BY_NAME.items()
     if hasattr(TensorProto, name)
 }
-_FIELDS: Final = {
+_FIELDS: Final[dict[int, tuple[str, int]]] = {
     TensorProto.FLOAT: ("float_data", 1),
     TensorProto.COMPLEX64: ("float_data", 2),
     TensorProto.DOUBLE: ("double_data", 1),
@@ -272,6 +272,11 @@ def _check_node(node: onnx.NodeProto, version: int, typed: bool) -> None:
         raise ModelError(f"model: {_who(node)} lacks the attribute {missing}")
 
 
+def _kind(kind: Any) -> int:
+    """The type of a schema's attribute as a file spells it; the binding is an enum untold."""
+    return int(kind.value)
+
+
 _Schema = tuple[tuple[int, int], tuple[int, int], dict[str, int], frozenset[str]]
 
 
@@ -284,7 +289,7 @@ def _schema(op: str, version: int) -> _Schema | None:
         schema = defs.get_schema(op, min(version, defs.onnx_opset_version()), "")
     except defs.SchemaError:
         return None
-    types = {name: int(attribute.type.value) for name, attribute in schema.attributes.items()}
+    types = {name: _kind(attribute.type) for name, attribute in schema.attributes.items()}
     required = frozenset(name for name, a in schema.attributes.items() if a.required)
     inputs, outputs = (schema.min_input, schema.max_input), (schema.min_output, schema.max_output)
     return inputs, outputs, types, required

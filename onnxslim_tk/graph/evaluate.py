@@ -86,7 +86,7 @@ def evaluate(node: Node, opset: int) -> Array | None:
 
 def _elements(node: Node, values: list[Array]) -> int:
     """At most how many elements ``node`` makes of ``values``, told without making them."""
-    sizes = [value.size for value in values]
+    sizes = [int(value.size) for value in values]
     if node.op == "ConstantOfShape":
         return prod(map(int, values[0].reshape(-1)))
     if node.op == "Tile":
@@ -95,10 +95,10 @@ def _elements(node: Node, values: list[Array]) -> int:
         start, limit, delta = (float(value.reshape(())) for value in values)
         return int(max((limit - start) / delta, 0))
     if node.op == "Gather":
-        along = values[0].shape[int(node.attrs.get("axis", 0))]
+        along = int(values[0].shape[int(node.attrs.get("axis", 0))])
         return sizes[0] // max(along, 1) * sizes[1]
     if node.op == "GatherND":
-        depth = values[1].shape[-1]
+        depth = int(values[1].shape[-1])
         return sizes[1] // max(depth, 1) * prod(values[0].shape[depth:])
     if node.op == "Expand":
         shape = tuple(map(int, values[1].reshape(-1)))

@@ -141,9 +141,9 @@ def _row(data: Any, who: str, methods: Methods) -> Proposal:
 
 
 def _number(data: Mapping[str, Any], key: str, who: str) -> float:
-    value = data.get(key, 0)
+    value: Any = data.get(key, 0)
     # Whole numbers of JSON may be larger than any float.
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     if not numeric or not abs(value) < _MOST_NUMBER:
-        raise RecipeError(f"{who}: {key} must be a finite number, got {value!r}")
-    return value
+        raise RecipeError(f"{who}: {key} must be a finite number, got {value!r:.60}")
+    return float(value)

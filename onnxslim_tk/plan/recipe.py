@@ -46,9 +46,8 @@ _MOST_VALUES: Final = 100_000
 _DEEPEST: Final = 20
 _MOST_REASON: Final = 200
 # What PyYAML raises for scalars that look like a number, a date or a tag's value, and aren't.
-_BAD_SCALARS: Final = (AttributeError, LookupError, OverflowError, RecursionError) + (
-    TypeError,
-    ValueError,
+_BAD_SCALARS: Final = (
+    *(AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError),
 )
 
 
