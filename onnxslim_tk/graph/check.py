@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from math import prod
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import onnx
@@ -43,6 +43,11 @@ _BITS: Final = {
     getattr(TensorProto, name): bits
     for name, bits in _BITS_BY_NAME.items()
     if hasattr(TensorProto, name)
+}
+_HOLDERS: Final[dict[int, Literal["t", "g", "sparse_tensor"]]] = {
+    AttributeProto.TENSOR: "t",
+    AttributeProto.GRAPH: "g",
+    AttributeProto.SPARSE_TENSOR: "sparse_tensor",
 }
 _FIELDS: Final[dict[int, tuple[str, int]]] = {
     TensorProto.FLOAT: ("float_data", 1),
@@ -250,6 +255,10 @@ def _check_node(node: onnx.NodeProto, version: int, typed: bool) -> None:
         raise ModelError(f"model: {_who(node)} has an attribute twice")
     if any(attribute.ref_attr_name for attribute in node.attribute):
         raise ModelError(f"model: {_who(node)} refers to an attribute of a function, it is in none")
+    for attribute in node.attribute:
+        field = _HOLDERS.get(attribute.type)
+        if field is not None and not attribute.HasField(field):
+            raise ModelError(f"model: {_who(node)} has no value for {_short(attribute.name)}")
     found = _schema(node.op_type, version) if node.domain in _STANDARD else None
     if found is None:
         return
