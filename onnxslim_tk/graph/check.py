@@ -37,7 +37,8 @@ _BITS_BY_NAME: Final = {
     "COMPLEX128": 128,
     "STRING": 8,
 }
-_TYPES: Final = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
+_DECLARED: Final = frozenset(TensorProto.DataType.values())
+_TYPES: Final = _DECLARED - {TensorProto.UNDEFINED}
 # Older versions of onnx don't know the newest types, and newer ones know others.
 _BITS: Final = {
     getattr(TensorProto, name): bits
@@ -113,6 +114,11 @@ def _check_messages(root: Any) -> None:
             _check_tensor(message)
         elif kind == "SparseTensorProto":
             _check_sparse(message)
+        elif kind in ("Tensor", "SparseTensor") and message.elem_type not in _DECLARED:
+            raise ModelError(
+                f"model: a tensor is declared of the element type {message.elem_type}, which ONNX "
+                "doesn't know"
+            )
         for field, value in message.ListFields():
             if field.type == FieldDescriptor.TYPE_MESSAGE:
                 waiting.extend(value if field.is_repeated else (value,))

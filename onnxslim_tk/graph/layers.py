@@ -315,6 +315,10 @@ def _fits(node: Node, stored: Tensor) -> bool:
     """Whether a weight has the rank that its operator reads as a matrix."""
     rank = len(stored.shape)
     if node.op in ("Conv", "ConvTranspose"):
+        groups = int(node.attrs.get("group", 1))
+        # The runtime finds out when it runs, and only then.
+        if groups < 1 or prod(stored.shape) == 0 or stored.shape[0] % groups:
+            return False
         return rank >= 3 and node.attrs.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
     if node.op == "Gemm":
         plain = node.attrs.get("alpha", 1.0) == 1.0 and node.attrs.get("beta", 1.0) == 1.0

@@ -41,7 +41,7 @@ PRESETS: Final[Mapping[str, str]] = {
 }
 _KEYS: Final = ("name", "stages", "layers", "exclude", "budget")
 # Far beyond what people write; an alias of an alias of an alias comes to billions of values.
-_MOST_TEXT: Final = 1 << 20
+_MOST_TEXT: Final = 1 << 18
 _MOST_VALUES: Final = 100_000
 _DEEPEST: Final = 20
 _MOST_REASON: Final = 200
