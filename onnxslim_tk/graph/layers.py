@@ -317,9 +317,9 @@ def _fits(node: Node, stored: Tensor) -> bool:
     if node.op in ("Conv", "ConvTranspose"):
         groups = int(node.attrs.get("group", 1))
         # The runtime finds out when it runs, and only then.
-        if groups < 1 or prod(stored.shape) == 0 or stored.shape[0] % groups:
+        if rank < 3 or prod(stored.shape) == 0 or groups < 1 or stored.shape[0] % groups:
             return False
-        return rank >= 3 and node.attrs.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+        return node.attrs.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
     if node.op == "Gemm":
         plain = node.attrs.get("alpha", 1.0) == 1.0 and node.attrs.get("beta", 1.0) == 1.0
         return rank == 2 and plain and not node.attrs.get("transA", 0)
