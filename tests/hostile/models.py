@@ -1,6 +1,6 @@
 """Models that mean harm, or that somebody's broken exporter wrote: a builder for each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ def with_weight(**fields: Any) -> Builder:
     def change(proto: onnx.ModelProto) -> None:
         tensor = proto.graph.initializer[0]
         for name, value in fields.items():
-            if name == "dims" or name.endswith("_data") and name != "raw_data":
+            if name == "dims" or (name.endswith("_data") and name != "raw_data"):
                 del getattr(tensor, name)[:]
                 getattr(tensor, name).extend(value)
             else:
@@ -130,7 +130,7 @@ def field(number: int, content: bytes) -> bytes:
     return bytes(head) + content
 
 
-def functions(calls: dict[str, Sequence[str]]) -> Builder:
+def functions(calls: Mapping[str, Sequence[str]]) -> Builder:
     """Local functions of one input that call each other as told; ``f0`` is called."""
 
     def change(proto: onnx.ModelProto) -> None:

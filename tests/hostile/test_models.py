@@ -5,7 +5,6 @@ import os
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +16,6 @@ from onnxslim_tk.measure.runtime import Session
 from onnxslim_tk.passes.clean import Clean
 from onnxslim_tk.pipeline import load, optimize, pack
 from onnxslim_tk.report.overview import overview
-
 from tests.models import CONTEXT
 
 from .models import (
@@ -42,6 +40,11 @@ from .models import (
 
 OTHER = helper.make_node("Relu", ["x"], ["a"])
 X = {"x": np.ones(2, np.float32)}
+
+
+def name_alike(proto: onnx.ModelProto) -> None:
+    for node in proto.graph.node:
+        node.name = "same"
 
 
 def refer(proto: onnx.ModelProto) -> None:
@@ -157,7 +160,7 @@ UNREADABLE: dict[str, tuple[Builder, str]] = {
 
 UNRUNNABLE: dict[str, Builder] = {
     "an operator set to come": altered(lambda m: setattr(m.opset_import[0], "version", 999)),
-    "repeated node names": altered(lambda m: [setattr(n, "name", "same") for n in m.graph.node]),
+    "repeated node names": altered(name_alike),
     "an unknown operator": with_node("Unheard", ["a"]),
     "an unknown domain": with_node("Relu", ["a"], domain="com.example"),
     "a Conv with a matrix": layer("Conv", [1, 3, 8, 8], weight("w", np.ones((4, 3)))),
@@ -169,7 +172,7 @@ UNRUNNABLE: dict[str, Builder] = {
     ),
     "an axis out of range": layer("Concat", [2, 3], weight("w", np.ones((2, 3))), axis=9),
     "a permutation that is none": layer("Transpose", [2, 3], perm=[0, 5]),
-    "text as a weight": layer("MatMul", [2, 2], helper.make_tensor("w", 8, [2, 2], list("abcd"))),
+    "text as a weight": layer("MatMul", [2, 2], weight("w", [["a", "b"], ["c", "d"]], object)),
     "a Cast to nothing": layer("Cast", [2, 2], to=0),
     "a Cast to something unheard of": layer("Cast", [2, 2], to=99),
 }
