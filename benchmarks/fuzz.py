@@ -29,7 +29,7 @@ from benchmarks.seeds import seeds
 
 _SECONDS: Final = 20.0
 _BYTES: Final = 4 << 30
-_FILE_SHARE: Final = 0.04
+_FILE_SHARE: Final = 0.03
 _LAST_WORDS: Final = 5.0
 _SMALL: Final = 1 << 18
 _BAD: Final = ("traceback", "written")
@@ -176,7 +176,7 @@ def _serve(pipe: Connection, seed: int, files: list[Path]) -> None:
 def _originals(files: list[Path]) -> dict[str, bytes]:
     from onnxslim_tk.demo import MODEL
 
-    small = seeds() | {"demo": MODEL.read_bytes()}
+    small = seeds() | {"/demo": MODEL.read_bytes()}
     return small | {f"/{path.parent.name}/{path.name}": path.read_bytes() for path in files}
 
 

@@ -226,9 +226,9 @@ BOMBS: dict[str, Builder] = {
 }
 
 LARGE: dict[str, Builder] = {
-    "a long chain": chain("Relu", 5_000),
-    "a long chain that does nothing": chain("Identity", 5_000),
-    "many weights": wide(5_000),
+    "a long chain": chain("Relu", 2_000),
+    "a long chain that does nothing": chain("Identity", 2_000),
+    "many weights": wide(3_000),
     "many sums of constants": constants(3_000),
 }
 

@@ -32,7 +32,7 @@ RECIPES: dict[str, str] = {
     "laughs in a setting": f"{LAUGHS}\nstages: {{n: [{{quantize: {{ranges: *a40}}}}]}}",
     "a list that holds itself": "stages: &s [*s]",
     "a mapping that holds itself": "&r\nstages: {clean: [clean, *r]}",
-    "deep lists": "[" * 5000,
+    "deep lists": "[" * 1500,
     "deep and closed lists": "stages: " + "[" * 400 + "]" * 400,
     "a number of ten thousand digits": "seed: " + "9" * 10_000,
     "a day that is none": "stages: 2024-99-99",
