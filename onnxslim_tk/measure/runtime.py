@@ -78,8 +78,11 @@ class Session:
 
     def __init__(self, model: bytes | Path, *, optimize: bool = True, threads: int = 1) -> None:
         self._session = _open(model, _options(optimize, threads))
-        self.inputs = tuple(_info(value) for value in self._session.get_inputs())
-        self.outputs = tuple(_info(value) for value in self._session.get_outputs())
+        try:
+            self.inputs = tuple(_info(value) for value in self._session.get_inputs())
+            self.outputs = tuple(_info(value) for value in self._session.get_outputs())
+        except UnicodeDecodeError as error:
+            raise SessionError("session: names of inputs and outputs must be UTF-8") from error
 
     def run(self, feed: Feed, names: Iterable[str] | None = None) -> dict[str, NDArray[Any]]:
         """The named outputs for ``feed``, in order; by default all that are tensors.
