@@ -1,6 +1,7 @@
 """The value of a node whose inputs are all constants, where it is the same on every runtime."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -33,6 +34,8 @@ FOLDED: Final = _MOVES | _MEASURES | _TESTS | _ARITHMETIC | _INTEGER_SUMS | {"Ca
 """Operators that are evaluated; never one that decodes quantized values."""
 
 _PLAIN: Final = "iufb"
+# A result larger than what it is made of takes no constant's place, so none needs to be computed.
+_FREE_ELEMENTS: Final = 1 << 16
 _FAILURES: Final = (
     ArithmeticError,
     AttributeError,
@@ -69,15 +72,41 @@ def evaluate(node: Node, opset: int) -> Array | None:
         if values.dtype.kind not in _PLAIN:
             return None
         feeds[tensor.name] = values
-    if not feeds or not _is_exact(node, list(feeds.values())):
-        return None
+    inputs = [feeds[tensor.name] for tensor in node.inputs if not tensor.is_empty()]
+    most = _FREE_ELEMENTS + sum(value.size for value in inputs)
     try:
+        if not inputs or not _is_exact(node, inputs) or _elements(node, inputs) > most:
+            return None
         with np.errstate(all="ignore"):
             (result,) = ReferenceEvaluator(_alone(node, feeds, opset)).run(None, feeds)
     except _FAILURES:
         return None
     value = np.asarray(result)
     return value if value.dtype == _expected(node, feeds) else None
+
+
+def _elements(node: Node, values: list[Array]) -> int:
+    """At most how many elements ``node`` makes of ``values``, told without making them."""
+    sizes = [int(value.size) for value in values]
+    if node.op == "ConstantOfShape":
+        return prod(map(int, values[0].reshape(-1)))
+    if node.op == "Tile":
+        return sizes[0] * prod(map(int, values[1].reshape(-1)))
+    if node.op == "Range":
+        start, limit, delta = (float(value.reshape(())) for value in values)
+        return int(max((limit - start) / delta, 0))
+    if node.op == "Gather":
+        along = int(values[0].shape[int(node.attrs.get("axis", 0))])
+        return sizes[0] // max(along, 1) * sizes[1]
+    if node.op == "GatherND":
+        depth = int(values[1].shape[-1])
+        return sizes[1] // max(depth, 1) * prod(values[0].shape[depth:])
+    if node.op == "Expand":
+        shape = tuple(map(int, values[1].reshape(-1)))
+        return prod(np.broadcast_shapes(values[0].shape, shape))
+    if node.op in _TESTS | _ARITHMETIC | {"Where"}:
+        return prod(np.broadcast_shapes(*(value.shape for value in values)))
+    return sum(sizes)
 
 
 def _is_exact(node: Node, values: list[Array]) -> bool:

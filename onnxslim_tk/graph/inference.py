@@ -39,7 +39,7 @@ def infer_types(model: Model) -> Types:
         value.type.tensor_type.ClearField("shape")
     try:
         inferred = shape_inference.infer_shapes(light)
-    except (shape_inference.InferenceError, RuntimeError, ValueError):
+    except (shape_inference.InferenceError, LookupError, RuntimeError, ValueError):
         return {}
     types: dict[str, TensorType | None] = {}
     for value in _values(inferred.graph):

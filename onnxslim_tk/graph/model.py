@@ -33,7 +33,7 @@ _SEPARATE_WEIGHTS: Final = 4
 _DIGITS: Final = "abcdefghijklmnopqrstuvwxyz"
 
 # Its complaints about repeated node names and exotic types are about vendors' files, not about us.
-gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.CRITICAL
+gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.CRITICAL + 1
 logging.getLogger("onnx_graphsurgeon").setLevel(logging.CRITICAL)
 
 

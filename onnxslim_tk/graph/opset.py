@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
-from onnx import defs, helper, numpy_helper, version_converter
+from onnx import defs, helper, numpy_helper, shape_inference, version_converter
 
 from onnxslim_tk.errors import ModelError
 from onnxslim_tk.graph.inference import lighten
@@ -15,6 +15,11 @@ from onnxslim_tk.graph.notes import first_name
 _STANDARD: Final = ("", "ai.onnx")
 _OLDEST: Final = 7
 _SET_ASIDE: Final = "onnxslim_tk.set_aside"
+# The converter infers shapes on its way; its own errors and those have no common root.
+_FAILURES: Final = (
+    *(version_converter.ConvertError, shape_inference.InferenceError),
+    *(LookupError, OverflowError, RuntimeError, ValueError),
+)
 
 
 def raise_opset(model: Model, minimum: int = 13) -> None:
@@ -34,7 +39,7 @@ def raise_opset(model: Model, minimum: int = 13) -> None:
     _set_resizes_aside(light)
     try:
         after = version_converter.convert_version(light, minimum)
-    except (version_converter.ConvertError, RuntimeError, ValueError) as error:
+    except _FAILURES as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else "unknown reason"
         raise _impossible(version, minimum, reason) from error
     _bring_resizes_back(after.graph)

@@ -176,7 +176,11 @@ def _fits(node: Node, stored: Tensor) -> bool:
     """Whether a weight has the rank that its operator reads as a matrix."""
     rank = len(stored.shape)
     if node.op in ("Conv", "ConvTranspose"):
-        return rank >= 3 and node.attrs.get("auto_pad", "NOTSET") in _AUTO_PADS
+        groups = int(node.attrs.get("group", 1))
+        # The runtime finds out when it runs, and only then.
+        if rank < 3 or prod(stored.shape) == 0 or groups < 1 or stored.shape[0] % groups:
+            return False
+        return node.attrs.get("auto_pad", "NOTSET") in _AUTO_PADS
     if node.op == "Gemm":
         plain = node.attrs.get("alpha", 1.0) == 1.0 and node.attrs.get("beta", 1.0) == 1.0
         return rank == 2 and plain and not node.attrs.get("transA", 0)

@@ -1,19 +1,34 @@
 """Samples in numpy archives: one file with many samples, or one file a sample."""
 
+import lzma
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from onnxslim_tk.errors import CalibrationError
-from onnxslim_tk.measure.feeds import Labels, LazyFeeds, cast, check_shape, group_labels
+from onnxslim_tk.measure.feeds import Labels, LazyFeeds, cast, check_shape, group_labels, spell
 from onnxslim_tk.measure.runtime import Feed, TensorInfo
 
 LABELS: Final = "labels"
+
+_MOST_BYTES: Final = 1 << 33
+_MOST_RATIO: Final = 200
+# Arrays of zeros are many times smaller in an archive, and still no bomb.
+_SURELY_HARMLESS: Final = 1 << 26
+# numpy, zipfile and the decompressors below them have no common root for broken files.
+_FAILURES: Final = (
+    *(OSError, ValueError, EOFError, TypeError, SyntaxError, RuntimeError, LookupError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError),
+)
 
 
 def read_archive(path: Path, inputs: Sequence[TensorInfo]) -> tuple[Sequence[Feed], Labels | None]:
@@ -138,15 +153,16 @@ def _open(path: Path) -> Any:
     try:
         if zipfile.is_zipfile(path):
             return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except _FAILURES as error:
         raise CalibrationError(f"samples: {path.name} cannot be read: {error}") from error
     raise CalibrationError(f"samples: {path.name} must be an archive made by numpy.savez, it isn't")
 
 
 def _member(archive: Any, name: str, path: Path) -> NDArray[Any]:
     try:
+        _check_member(archive, name, path)
         array = archive[name]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _FAILURES as error:
         if "allow_pickle" in str(error):
             raise CalibrationError(
                 f"samples: {path.name}: {name!r} holds Python objects, which aren't read because "
@@ -156,6 +172,30 @@ def _member(archive: Any, name: str, path: Path) -> NDArray[Any]:
     if not isinstance(array, np.ndarray):
         raise CalibrationError(f"samples: {path.name}: {name!r} must be an array, it isn't")
     return array
+
+
+def _check_member(archive: Any, name: str, path: Path) -> None:
+    """Raise CalibrationError for an array that is far more than the file holds."""
+    entry = archive.zip.getinfo(f"{name}.npy" if f"{name}.npy" in archive.zip.namelist() else name)
+    size, stored = entry.file_size, max(entry.compress_size, 1)
+    if size > _MOST_BYTES or (size > _SURELY_HARMLESS and size / stored > _MOST_RATIO):
+        raise CalibrationError(
+            f"samples: {path.name}: {name!r} must unpack to at most {_MOST_BYTES} bytes and "
+            f"{_MOST_RATIO} times its size, it says {size} of {stored}"
+        )
+    with archive.zip.open(entry) as stream:
+        if stream.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
+            return
+    with archive.zip.open(entry) as stream:
+        version = npy.read_magic(stream)
+        reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = reader(stream)
+        # numpy would take the memory that the header asks for before it looks at the rest.
+        if not dtype.hasobject and prod(shape) * dtype.itemsize > size:
+            raise CalibrationError(
+                f"samples: {path.name}: {name!r} must hold the {spell(shape)} elements that it "
+                f"announces, it has {size} bytes"
+            )
 
 
 def _join(labels: Sequence[Labels]) -> Labels:

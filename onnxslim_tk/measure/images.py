@@ -1,6 +1,7 @@
 """Samples in folders of images, prepared as a vision model expects them."""
 
 import math
+import struct
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 _FORMATS: Final = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 _CHANNELS: Final = {"RGB": 3, "BGR": 3, "L": 1}
+# Pillow's plugins let errors of all kinds through where a file's numbers make no sense.
+_FAILURES: Final = (
+    *(OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError),
+    *(AttributeError, RuntimeError, struct.error),
+)
 _MODES: Final = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -227,9 +233,14 @@ def _pixels(path: Path, target: ImageInput) -> NDArray[np.uint8]:
         raise CalibrationError(
             f"samples: {path.name} must have at most {Image.MAX_IMAGE_PIXELS} pixels: {error}"
         ) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except _FAILURES as error:
         raise CalibrationError(f"samples: {path.name} cannot be read: {error}") from error
     height, width = _final_size(image.height, image.width, target)
+    if height * width > (Image.MAX_IMAGE_PIXELS or height * width):
+        raise CalibrationError(
+            f"samples: {path.name} must have at most {Image.MAX_IMAGE_PIXELS} pixels in the "
+            f"model's size, it would be {width} by {height}"
+        )
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(height, width, -1)

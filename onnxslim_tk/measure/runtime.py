@@ -78,8 +78,11 @@ class Session:
 
     def __init__(self, model: bytes | Path, *, optimize: bool = True, threads: int = 1) -> None:
         self._session = _open(model, _options(optimize, threads))
-        self.inputs = tuple(_info(value) for value in self._session.get_inputs())
-        self.outputs = tuple(_info(value) for value in self._session.get_outputs())
+        try:
+            self.inputs = tuple(_info(value) for value in self._session.get_inputs())
+            self.outputs = tuple(_info(value) for value in self._session.get_outputs())
+        except UnicodeDecodeError as error:
+            raise SessionError("session: names of inputs and outputs must be UTF-8") from error
 
     def run(self, feed: Feed, names: Iterable[str] | None = None) -> dict[str, NDArray[Any]]:
         """The named outputs for ``feed``, in order; by default all that are tensors.
@@ -146,7 +149,10 @@ def _open(model: bytes | Path, options: Any) -> Any:
         raise SessionError(f"session: no such file: {model}")
     source = str(model) if isinstance(model, Path) else model
     try:
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        # Its fallback tries the same again, and prints.
+        return ort.InferenceSession(
+            source, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     except _FAILURES as error:
         raise SessionError(f"session: {_one_line(error)}") from error
 

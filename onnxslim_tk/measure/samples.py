@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Final
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from onnxslim_tk.errors import CalibrationError
 from onnxslim_tk.measure.archives import read_archive, read_archives
-from onnxslim_tk.measure.feeds import Labels, LazyFeeds
+from onnxslim_tk.measure.feeds import Labels, LazyFeeds, spell
 from onnxslim_tk.measure.images import ImageOptions, list_images, read_images
 from onnxslim_tk.measure.runtime import Feed, TensorInfo
 
@@ -19,6 +20,7 @@ _PLAIN: Final = ImageOptions()
 _ACCEPTED: Final = (
     "a .npz file, a folder of .npz files, a folder of images, or a folder of class folders"
 )
+_MOST_MADE_UP: Final = 1 << 27
 # Zeros, harmless as indices, would hide every token and empty every sequence here.
 _ONES: Final = ("mask", "len")
 
@@ -84,7 +86,10 @@ def read_samples(
         raise CalibrationError(f"samples: limit must be at least 1, got {limit}")
     if not inputs:
         raise CalibrationError("samples: the model must have inputs, it has none")
-    feeds, labels = _read(path, inputs, images)
+    try:
+        feeds, labels = _read(path, inputs, images)
+    except OSError as error:
+        raise CalibrationError(f"samples: {path} cannot be read: {error.strerror}") from error
     samples = Samples(feeds, labels, str(path))
     # What is wrong with the first is mostly wrong with all: say it now, not in mid-run.
     samples.feeds[0]
@@ -119,7 +124,8 @@ def random_feed(inputs: Sequence[TensorInfo], seed: int, free: int = 64) -> Feed
 
     Floats are standard normal, whole numbers and truth values 0, or 1 in masks and lengths,
     text is empty. An open first axis, and any axis of the same symbol, is 1; other open axes
-    are ``free``. Raises CalibrationError for an input that isn't a tensor numpy can hold.
+    are ``free``. Raises CalibrationError for an input that isn't a tensor numpy can hold, or is
+    too large to be made up.
     """
     rng = np.random.default_rng(seed)
     batch = {info.shape[0] for info in inputs if info.shape} - {None}
@@ -133,6 +139,11 @@ def random_feed(inputs: Sequence[TensorInfo], seed: int, free: int = 64) -> Feed
             size if isinstance(size, int) else 1 if axis == 0 or size in batch else free
             for axis, size in enumerate(info.shape)
         )
+        if not 0 <= prod(shape) <= _MOST_MADE_UP:
+            raise CalibrationError(
+                f"samples: input {info.name!r} must have at most {_MOST_MADE_UP} elements to be "
+                f"made up, its shape is {spell(info.shape)}"
+            )
         if info.dtype.kind == "f":
             feed[info.name] = np.asarray(rng.standard_normal(shape)).astype(info.dtype)
         elif info.dtype.kind == "O":

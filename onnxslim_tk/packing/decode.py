@@ -10,16 +10,19 @@ from onnx import numpy_helper
 from onnxslim_tk.packing.operators import LIMIT, OPERATORS, Array, UndecodableError
 
 
-def evaluate(node: onnx.NodeProto, inputs: list[Array], opset: int) -> Array:
-    """Return the output of one storage operator; raises `UndecodableError` where it has none."""
+def evaluate(node: onnx.NodeProto, inputs: list[Array], limit: int = LIMIT) -> Array:
+    """Return the output of one storage operator; raises `UndecodableError` where it has none.
+
+    More than ``limit`` bytes count as none, and are never taken.
+    """
     function = OPERATORS.get(node.op_type)
     if function is None:
         raise UndecodableError(f"{node.op_type} isn't a storage operator")
     try:
-        result = function(node, inputs, opset)
-    except (IndexError, TypeError, ValueError) as error:
+        result = function(node, inputs, limit)
+    except (LookupError, TypeError, ValueError) as error:
         raise UndecodableError(f"{node.op_type}: {error}") from error
-    if result.nbytes > LIMIT:
+    if result.nbytes > limit:
         raise UndecodableError(f"{node.op_type}: an output of {result.nbytes} bytes")
     return result
 
@@ -28,7 +31,6 @@ def decode(
     nodes: Iterable[onnx.NodeProto],
     initializers: Mapping[str, onnx.TensorProto],
     name: str,
-    opset: int,
 ) -> Array:
     """Return the value ``name`` that ``nodes``, in order, make of ``initializers``."""
     values: dict[str, Array] = {}
@@ -36,5 +38,5 @@ def decode(
         for source in node.input:
             if source not in values:
                 values[source] = numpy_helper.to_array(initializers[source])
-        values[node.output[0]] = evaluate(node, [values[s] for s in node.input], opset)
+        values[node.output[0]] = evaluate(node, [values[s] for s in node.input])
     return values[name]

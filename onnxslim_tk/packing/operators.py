@@ -1,7 +1,8 @@
 """What the storage operators compute, in numpy: enough of ONNX to decode a stored constant.
 
-Every function takes ``(node, inputs, opset)`` and returns the node's only output, exactly as the
-ONNX specification defines it. Where that isn't possible it raises `UndecodableError`.
+Every function takes ``(node, inputs, limit)`` and returns the node's only output, exactly as the
+ONNX specification defines it. Where that isn't possible, or the output would take more than
+``limit`` bytes, it raises `UndecodableError` before any memory is taken.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     return default
 
 
-def _fits(elements: int, itemsize: int) -> None:
-    if elements * itemsize > LIMIT:
-        raise UndecodableError(f"an output of {elements * itemsize} bytes is more than {LIMIT}")
+def _fits(elements: int, itemsize: int, limit: int) -> None:
+    if elements * itemsize > limit:
+        raise UndecodableError(f"an output of {elements * itemsize} bytes is more than {limit}")
 
 
 def _ints(node: onnx.NodeProto, inputs: Sequence[Array], name: str, slot: int) -> list[int] | None:
@@ -46,7 +47,7 @@ def _ints(node: onnx.NodeProto, inputs: Sequence[Array], name: str, slot: int) -
     return None if values is None else [int(v) for v in values]
 
 
-def _cast(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
+def _cast(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
     target = np.dtype(helper.tensor_dtype_to_np_dtype(attribute(node, "to")))
     value = inputs[0]
     if target.kind not in "iufb" and target.name != "bfloat16":
@@ -57,19 +58,19 @@ def _cast(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
         wide = value.astype(np.float64)
         if not np.all((wide > limits.min - 1.0) & (wide < limits.max + 1.0)):
             raise UndecodableError(f"a value outside the range of {target}")
-    _fits(value.size, target.itemsize)
+    _fits(value.size, target.itemsize, limit)
     with np.errstate(over="ignore", invalid="ignore"):
         return value.astype(target)
 
 
-def _gather(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
+def _gather(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
     data, indices = inputs
     axis = attribute(node, "axis", 0)
-    _fits(data.size // max(data.shape[axis], 1) * indices.size, data.itemsize)
+    _fits(data.size // max(data.shape[axis], 1) * indices.size, data.itemsize, limit)
     return np.take(data, indices, axis=axis)
 
 
-def _reshape(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
+def _reshape(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
     data, shape = inputs
     dims = [int(d) for d in shape]
     if not attribute(node, "allowzero", 0):
@@ -77,18 +78,18 @@ def _reshape(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array
     return data.reshape(dims)
 
 
-def _constant_of_shape(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
+def _constant_of_shape(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
     value = attribute(node, "value")
     fill = np.zeros(1, np.float32) if value is None else numpy_helper.to_array(value)
     dims = [int(d) for d in inputs[0]]
-    _fits(int(np.prod(dims, dtype=object)), fill.itemsize)
+    _fits(int(np.prod(dims, dtype=object)), fill.itemsize, limit)
     return np.full(dims, fill.reshape(-1)[0], fill.dtype)
 
 
 def _elementwise(function: Callable[[Array, Array], Array]) -> Operator:
-    def apply(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
+    def apply(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
         shape = np.broadcast_shapes(*(value.shape for value in inputs))
-        _fits(int(np.prod(shape, dtype=object)), inputs[0].itemsize)
+        _fits(int(np.prod(shape, dtype=object)), inputs[0].itemsize, limit)
         with np.errstate(all="ignore"):
             result = inputs[0]
             for value in inputs[1:]:
@@ -98,7 +99,7 @@ def _elementwise(function: Callable[[Array, Array], Array]) -> Operator:
     return apply
 
 
-def _mod(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
+def _mod(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
     if not inputs[1].all():
         raise UndecodableError("a division by zero")
     function = np.fmod if attribute(node, "fmod", 0) else np.mod
@@ -106,13 +107,13 @@ def _mod(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
     return result
 
 
-def _bit_shift(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
+def _bit_shift(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
     if attribute(node, "direction") == b"LEFT":
         return np.left_shift(inputs[0], inputs[1])
     return np.right_shift(inputs[0], inputs[1])
 
 
-def _cum_sum(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
+def _cum_sum(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
     data, axis = inputs[0], int(inputs[1].reshape(()))
     backwards = attribute(node, "reverse", 0)
     if backwards:
@@ -123,7 +124,7 @@ def _cum_sum(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array
     return np.flip(total, axis) if backwards else total
 
 
-def _scatter_elements(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
+def _scatter_elements(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
     if attribute(node, "reduction", b"none") != b"none":
         raise UndecodableError("a scatter that reduces")
     data, indices, updates = inputs
@@ -135,7 +136,7 @@ def _scatter_elements(node: onnx.NodeProto, inputs: Sequence[Array], opset: int)
     return result
 
 
-def _scatter_nd(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
+def _scatter_nd(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
     if attribute(node, "reduction", b"none") != b"none":
         raise UndecodableError("a scatter that reduces")
     data, indices, updates = inputs
@@ -144,12 +145,12 @@ def _scatter_nd(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Ar
     return result
 
 
-def _concat(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
-    _fits(sum(value.size for value in inputs), inputs[0].itemsize)
+def _concat(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
+    _fits(sum(value.size for value in inputs), inputs[0].itemsize, limit)
     return np.concatenate(inputs, axis=attribute(node, "axis"))
 
 
-def _slice(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
+def _slice(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
     data = inputs[0]
     starts, ends = _ints(node, inputs, "starts", 1), _ints(node, inputs, "ends", 2)
     if starts is None or ends is None:
@@ -168,29 +169,29 @@ def _slice(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
     return data[tuple(cut)]
 
 
-def _unsqueeze(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
+def _unsqueeze(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
     axes = _ints(node, inputs, "axes", 1)
     if axes is None:
         raise UndecodableError("no axes")
     return np.expand_dims(inputs[0], tuple(axes))
 
 
-def _squeeze(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
+def _squeeze(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
     axes = _ints(node, inputs, "axes", 1)
     return np.squeeze(inputs[0], None if axes is None else tuple(axes))
 
 
-def _expand(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
+def _expand(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
     shape = np.broadcast_shapes(inputs[0].shape, tuple(int(d) for d in inputs[1]))
-    _fits(int(np.prod(shape, dtype=object)), inputs[0].itemsize)
+    _fits(int(np.prod(shape, dtype=object)), inputs[0].itemsize, limit)
     return np.broadcast_to(inputs[0], shape)
 
 
-def _transpose(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
+def _transpose(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
     return np.transpose(inputs[0], attribute(node, "perm"))
 
 
-def _identity(node: onnx.NodeProto, inputs: Sequence[Array], opset: int) -> Array:
+def _identity(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
     return inputs[0]
 
 

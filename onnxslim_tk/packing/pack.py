@@ -183,7 +183,7 @@ class _Bench:
         parts = (*shared.initializers, *chain.initializers)
         stored = self._stored | {t.name: t for t in parts}
         try:
-            decoded = decode([*shared.nodes, *chain.nodes], stored, name, self._opset)
+            decoded = decode([*shared.nodes, *chain.nodes], stored, name)
         except UndecodableError:
             return False
         same_kind = decoded.dtype == array.dtype and decoded.shape == array.shape

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 
 from onnxslim_tk.packing.decode import evaluate
 from onnxslim_tk.packing.inspect import inspect
-from onnxslim_tk.packing.operators import OPERATORS, Array, UndecodableError, attribute
+from onnxslim_tk.packing.operators import LIMIT, OPERATORS, Array, UndecodableError, attribute
 from onnxslim_tk.packing.scopes import STANDARD_DOMAINS, Key, Scope, opset_version, scopes
 
 _INTEGERS = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4)
@@ -36,6 +37,15 @@ _CARRIERS = frozenset(
 _PLAIN_KINDS = "iufb"
 _FEW = 256
 
+# What decoding may come to, so that a small file can't fill a computer: a bit may become a float,
+# twice over, and a chain's way there may be this much longer than its end.
+_FREE_BYTES = 16 << 20
+_BYTES_PER_ELEMENT = 64
+_BYTES_UNDERWAY = 16
+_STEPS_PER_NODE = 64
+_SHARED_BYTES = 16 << 20
+_SHARED_VALUE = 16 << 10
+
 
 @dataclass(frozen=True, eq=False)
 class _Step:
@@ -54,6 +64,31 @@ _Steps = dict[Key, _Step]
 _Stored = dict[Key, TensorProto]
 
 
+@dataclass
+class _Budget:
+    """What is left to spend: bytes of decoded tensors, and steps; ``underway`` bytes at a time.
+
+    ``shared`` holds small values, tables above all, that many chains read.
+    """
+
+    bytes: int
+    steps: int
+    underway: int
+    shared: dict[Key, Array] = field(default_factory=dict)
+    shared_bytes: int = 0
+
+    def spend(self, steps: int = 0, nbytes: int = 0) -> None:
+        self.steps -= steps
+        self.bytes -= nbytes
+        if self.steps < 0 or self.bytes < 0:
+            raise _SpentError
+
+    def share(self, key: Key, value: Array) -> None:
+        if value.nbytes <= _SHARED_VALUE and self.shared_bytes + value.nbytes <= _SHARED_BYTES:
+            self.shared[key] = value
+            self.shared_bytes += value.nbytes
+
+
 def unpack(model: onnx.ModelProto) -> int:
     """Make the constants of ``model`` plain initializers, in place; return how many it made.
 
@@ -61,7 +96,9 @@ def unpack(model: onnx.ModelProto) -> int:
     constants alone becomes one under its own name, in all bodies, whoever wrote the chain. Values
     and scale stay apart: DequantizeLinear is never evaluated, nor is a multiplication that scales
     small integers or the few values of a codebook; only what feeds it is decoded. Left alone are
-    graph outputs, other domains, outputs above 1 GiB, and models of IR version 3 and below.
+    graph outputs, other domains, outputs above 1 GiB, models of IR version 3 and below, and what
+    is left when decoding has come to 64 bytes for each element that the file stores, or to 64
+    steps for each of its nodes.
     """
     if model.ir_version < 4:
         return 0
@@ -72,6 +109,7 @@ def unpack(model: onnx.ModelProto) -> int:
         return made
     blocked: set[Key] = set()
     touched: set[Key] = set()
+    budget = _budget(found, _stored(found))
     while True:
         stored = _stored(found)
         steps = _steps(found, stored, blocked)
@@ -81,11 +119,15 @@ def unpack(model: onnx.ModelProto) -> int:
             continue
         failed: set[Key] = set()
         decoded: list[tuple[_Step, TensorProto]] = []
-        for step in _ends(found, steps):
-            try:
-                decoded.append((step, _decode(step, steps, stored, opset)))
-            except _StuckError as stuck:
-                failed.add(stuck.key)
+        try:
+            budget.spend(steps=len(steps))
+            for step in _ends(found, steps):
+                try:
+                    decoded.append((step, _decode(step, steps, stored, budget)))
+                except _StuckError as stuck:
+                    failed.add(stuck.key)
+        except _SpentError:
+            failed |= steps.keys() - {step.key for step, _ in decoded}
         _keep(decoded, touched)
         made += len(decoded)
         if not failed:
@@ -100,6 +142,17 @@ class _StuckError(Exception):
     def __init__(self, key: Key) -> None:
         super().__init__(key[1])
         self.key = key
+
+
+class _SpentError(Exception):
+    """The budget for decoding is spent; what isn't decoded by now stays as it is."""
+
+
+def _budget(found: list[Scope], stored: _Stored) -> _Budget:
+    elements = sum(prod(tensor.dims) for tensor in stored.values())
+    nodes = sum(len(scope.graph.node) for scope in found)
+    total = _FREE_BYTES + _BYTES_PER_ELEMENT * elements
+    return _Budget(total, _STEPS_PER_NODE * (nodes + 1), _BYTES_UNDERWAY * total)
 
 
 def _store_constants(scope: Scope) -> int:
@@ -217,31 +270,49 @@ def _ends(found: list[Scope], steps: _Steps) -> Iterator[_Step]:
     return (step for key, step in steps.items() if key in read)
 
 
-def _decode(end: _Step, steps: _Steps, stored: _Stored, opset: int) -> TensorProto:
-    needed: set[Key] = set()
-    waiting = [end.key]
-    while waiting:
-        key = waiting.pop()
-        if key in steps and key not in needed:
-            needed.add(key)
-            waiting.extend(steps[key].inputs)
+def _decode(end: _Step, steps: _Steps, stored: _Stored, budget: _Budget) -> TensorProto:
     values: dict[Key, Array] = {}
-    for key in (key for key in steps if key in needed):
+    underway = budget.underway
+    for key in _needed(end, steps, budget):
+        if key in budget.shared:
+            values[key] = budget.shared[key]
+            continue
         step = steps[key]
         for source in step.inputs:
             if source not in values:
                 values[source] = numpy_helper.to_array(stored[source])
         inputs = [values[source] for source in step.inputs]
         try:
-            values[key] = evaluate(step.node, inputs, opset)
+            values[key] = evaluate(step.node, inputs, min(LIMIT, underway))
         except UndecodableError as error:
             raise _StuckError(key) from error
+        underway -= values[key].nbytes
         if step.node.op_type == "Mul" and _scales_codebook(inputs, values[key]):
             raise _StuckError(key)
+        budget.share(key, values[key])
     value = values[end.key]
     if value.dtype.kind not in _PLAIN_KINDS and value.dtype.name != "bfloat16":
         raise _StuckError(end.key)
+    budget.spend(nbytes=value.nbytes)
     return numpy_helper.from_array(np.asarray(value, order="C"), end.key[1])
+
+
+def _needed(end: _Step, steps: _Steps, budget: _Budget) -> Iterator[Key]:
+    """Yield the steps that ``end`` takes, itself the last, each after those that it reads."""
+    done: set[Key] = set()
+    waiting = [end.key]
+    while waiting:
+        key = waiting[-1]
+        if key not in budget.shared and key not in done:
+            missing = [s for s in steps[key].inputs if s in steps and s not in done]
+            if missing:
+                waiting.extend(missing)
+                continue
+        waiting.pop()
+        if key not in done:
+            done.add(key)
+            budget.spend(steps=1)
+            yield key
 
 
 def _scales_codebook(inputs: list[Array], product: Array) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
 from onnxslim_tk.errors import ModelError
+from onnxslim_tk.graph.check import check, drop_repeated_weights
 from onnxslim_tk.graph.model import Model, from_proto, to_proto
 from onnxslim_tk.packing import PackedTensor, pack, unpack
 from onnxslim_tk.writing import write_pieces
@@ -19,9 +21,13 @@ _LARGEST: Final = (1 << 31) - 1
 
 def read_file(path: Path) -> bytes:
     """The bytes of a model file; raises ModelError where there is none to read."""
-    if path.is_dir():
-        raise ModelError(f"model: {path} is a folder; an .onnx file is needed")
     try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise ModelError(f"model: {path} is a folder; an .onnx file is needed")
+        # A pipe may never end, nor does a device.
+        if not stat.S_ISREG(mode):
+            raise ModelError(f"model: {path} is a pipe or a device; an .onnx file is needed")
         return path.read_bytes()
     except OSError as error:
         raise ModelError(f"model: {path} cannot be read: {error.strerror}") from error
@@ -48,6 +54,8 @@ def parse(data: bytes, path: Path | None = None) -> Model:
     ``path`` says where external data lie. Raises ModelError for what is not a valid model.
     """
     proto = _proto(data, path.name if path else "the file")
+    check(proto)
+    drop_repeated_weights(proto)
     if path is not None:
         _take_in(proto, path)
     unpack(proto)

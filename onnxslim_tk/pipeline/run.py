@@ -109,8 +109,9 @@ def pack(source: PathLike, result: PathLike) -> tuple[PackedTensor, ...]:
     """
     data = read_model(Path(source))
     _check_target(Path(source), Path(result))
-    Session(Path(source))
+    # First our own look: a model of endless functions would hang the runtime.
     model = parse(data, Path(source))
+    Session(Path(source))
     smaller, changed = packed(model, stored_provenance(model))
     Session(smaller)
     if len(smaller) >= len(data):

@@ -3,17 +3,25 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.plan.proposal import Proposal, Refusal
-from onnxslim_tk.plan.recipe import Methods, Recipe, recipe_data, recipe_from_data
+from onnxslim_tk.plan.recipe import (
+    Methods,
+    Recipe,
+    check_extent,
+    read_text,
+    recipe_data,
+    recipe_from_data,
+)
 from onnxslim_tk.writing import replacing
 
 _FORMAT: Final = 1
 _MOST_ERROR: Final = 1e9
+_MOST_TEXT: Final = 1 << 28
+_MOST_NUMBER: Final = 1e300
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +76,11 @@ def write_plan(plan: Plan, path: Path) -> None:
 def read_plan(path: Path, methods: Methods) -> Plan:
     """A plan from a file, every part of it checked; raises RecipeError."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(path, _MOST_TEXT))
     except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"plan: {path} is not a readable JSON file: {error}") from error
     who = f"plan {path.name}"
+    check_extent(data, who, _MOST_TEXT)
     if not isinstance(data, dict) or data.get("format") != _FORMAT:
         raise RecipeError(f"{who}: must be a plan of format {_FORMAT}")
     recipe = recipe_from_data(data.get("recipe"), who, methods)
@@ -114,7 +123,8 @@ def _row(data: Any, who: str, methods: Methods) -> Proposal:
         raise RecipeError(f"{who}: a row's 'targets' must be a list of layer ids, got {targets!r}")
     if not isinstance(method, str) or method not in methods:
         raise RecipeError(f"{who}: no method {method!r}; known: {', '.join(sorted(methods))}")
-    if not isinstance(setting, (int, float, str)):
+    finite = not isinstance(setting, int | float) or abs(setting) < _MOST_NUMBER
+    if not isinstance(setting, (int, float, str)) or not finite:
         raise RecipeError(f"{who}: the setting of {method} on {targets[0]!r} is {setting!r}")
     details = data.get("details", {})
     if not isinstance(details, Mapping):
@@ -133,7 +143,9 @@ def _row(data: Any, who: str, methods: Methods) -> Proposal:
 
 
 def _number(data: Mapping[str, Any], key: str, who: str) -> float:
-    value = data.get(key, 0)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        raise RecipeError(f"{who}: {key} must be a finite number, got {value!r}")
-    return value
+    value: Any = data.get(key, 0)
+    # Whole numbers of JSON may be larger than any float.
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    if not numeric or not abs(value) < _MOST_NUMBER:
+        raise RecipeError(f"{who}: {key} must be a finite number, got {value!r:.60}")
+    return float(value)

@@ -28,7 +28,7 @@ def through(encoding: Encoding, array: NDArray[Any], opset: int) -> Array | None
     chain.finish("decoded weight")
     stored = {t.name: t for t in (*tables.chain.initializers, *chain.initializers)}
     nodes = [*tables.chain.nodes, *chain.nodes]
-    return decode(nodes, stored, "decoded weight", opset)
+    return decode(nodes, stored, "decoded weight")
 
 
 @st.composite

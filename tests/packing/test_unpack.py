@@ -218,3 +218,26 @@ def test_leaves_an_ir_version_whose_initializers_must_be_inputs(build: Build) ->
     model.ir_version = 3
     assert unpack(model) == 0
     assert ops(model) == ["Constant", "Add"]
+
+
+def test_leaves_what_would_take_far_more_memory_than_the_file(build: Build) -> None:
+    model = build(
+        """g (float[1] x) => (float[n] y, float[4] z) {
+            wide = Expand(one, huge)
+            y = Add(x, wide)
+            small = Expand(one, four)
+            z = Add(x, small)
+        }""",
+        one=np.ones(1, np.float32),
+        huge=np.array([1 << 27]),
+        four=np.array([4]),
+    )
+    assert unpack(model) == 1
+    assert ops(model) == ["Expand", "Add", "Add"]
+
+
+def test_leaves_a_chain_that_doubles_itself_without_end(build: Build) -> None:
+    lines = "\n".join(f"d{k + 1} = Concat<axis=0>(d{k}, d{k})" for k in range(50))
+    model = build(f"g (float[1] x) => (int64[1] y) {{ {lines} y = Shape(d50) }}", d0=np.ones(4))
+    assert unpack(model) == 0
+    assert ops(model).count("Concat") == 50

@@ -1,0 +1,310 @@
+"""Whether a file's parts fit together, before anything is computed from them.
+
+Refused is only what every reader must trip over: tensors whose data don't fit their dimensions,
+names that nothing makes or that two things make, operators that get what no version of them takes,
+functions without end. Unknown operators and domains are nobody's business but the runtime's.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from math import prod
+from typing import Any, Final, Literal
+
+import numpy as np
+import onnx
+from google.protobuf.descriptor import FieldDescriptor
+from onnx import AttributeProto, TensorProto, defs, numpy_helper
+
+from onnxslim_tk.errors import ModelError
+from onnxslim_tk.graph.shadows import proto_bodies
+
+_STANDARD: Final = ("", "ai.onnx")
+_NAMED: Final = 60
+_MOST_AXES: Final = 32
+_MOST_BYTES: Final = 1 << 62
+_MOST_CALLS: Final = 1 << 20
+_TYPED_ATTRIBUTES: Final = 2
+
+_BITS_BY_NAME: Final = {
+    **dict.fromkeys(("FLOAT", "INT32", "UINT32"), 32),
+    **dict.fromkeys(("DOUBLE", "INT64", "UINT64", "COMPLEX64"), 64),
+    **dict.fromkeys(("FLOAT16", "BFLOAT16", "INT16", "UINT16"), 16),
+    **dict.fromkeys(("INT8", "UINT8", "BOOL", "FLOAT8E4M3FN", "FLOAT8E4M3FNUZ"), 8),
+    **dict.fromkeys(("FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E8M0"), 8),
+    **dict.fromkeys(("INT4", "UINT4", "FLOAT4E2M1"), 4),
+    **dict.fromkeys(("INT2", "UINT2"), 2),
+    "COMPLEX128": 128,
+    "STRING": 8,
+}
+_DECLARED: Final = frozenset(TensorProto.DataType.values())
+_TYPES: Final = _DECLARED - {TensorProto.UNDEFINED}
+# Older versions of onnx don't know the newest types, and newer ones know others.
+_BITS: Final = {
+    getattr(TensorProto, name): bits
+    for name, bits in _BITS_BY_NAME.items()
+    if hasattr(TensorProto, name)
+}
+_HOLDERS: Final[dict[int, Literal["t", "g", "sparse_tensor"]]] = {
+    AttributeProto.TENSOR: "t",
+    AttributeProto.GRAPH: "g",
+    AttributeProto.SPARSE_TENSOR: "sparse_tensor",
+}
+_FIELDS: Final[dict[int, tuple[str, int]]] = {
+    TensorProto.FLOAT: ("float_data", 1),
+    TensorProto.COMPLEX64: ("float_data", 2),
+    TensorProto.DOUBLE: ("double_data", 1),
+    TensorProto.COMPLEX128: ("double_data", 2),
+    TensorProto.INT64: ("int64_data", 1),
+    TensorProto.UINT32: ("uint64_data", 1),
+    TensorProto.UINT64: ("uint64_data", 1),
+    TensorProto.STRING: ("string_data", 1),
+}
+
+
+def check(proto: onnx.ModelProto) -> None:
+    """Raise ModelError, in one sentence, for a model whose parts don't fit together."""
+    _check_messages(proto)
+    if not proto.opset_import:
+        raise ModelError("model: it must name the operator sets that it uses, it names none")
+    for entry in proto.opset_import:
+        if entry.domain in _STANDARD and entry.version < 1:
+            raise ModelError(
+                f"model: the standard operator set must have a version from 1 up, "
+                f"got {entry.version}"
+            )
+    _check_functions(proto)
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    for value in proto.graph.input:
+        typed = value.name in weights or value.type.WhichOneof("value") is not None
+        if not (value.name and typed):
+            raise ModelError(
+                f"model: its inputs must have names and types, {_short(value.name)} has not"
+            )
+    versions = [entry.version for entry in proto.opset_import if entry.domain in _STANDARD]
+    _check_graph(proto.graph, (), max(versions, default=0), proto.ir_version >= _TYPED_ATTRIBUTES)
+
+
+def drop_repeated_weights(proto: onnx.ModelProto) -> None:
+    """Keep, of weights of one name in one graph, the last one, as the runtime does; in place."""
+    graphs = [proto.graph]
+    while graphs:
+        graph = graphs.pop()
+        names = Counter(tensor.name for tensor in graph.initializer)
+        if len(names) < len(graph.initializer):
+            last = {tensor.name: k for k, tensor in enumerate(graph.initializer)}
+            for k in reversed(range(len(graph.initializer))):
+                if last[graph.initializer[k].name] != k:
+                    del graph.initializer[k]
+        graphs.extend(body for node in graph.node for _, body in proto_bodies(node))
+
+
+def _short(name: str) -> str:
+    """A vendor's name in a message: quoted, and no longer than a line bears."""
+    return repr(name if len(name) <= _NAMED else f"{name[: _NAMED - 3]}...")
+
+
+def _check_messages(root: Any) -> None:
+    """Go through every message: all text must be UTF-8, and tensors whole."""
+    waiting = [root]
+    while waiting:
+        message = waiting.pop()
+        kind = message.DESCRIPTOR.name
+        if kind == "TensorProto":
+            _check_tensor(message)
+        elif kind == "SparseTensorProto":
+            _check_sparse(message)
+        elif kind in ("Tensor", "SparseTensor") and message.elem_type not in _DECLARED:
+            raise ModelError(
+                f"model: a tensor is declared of the element type {message.elem_type}, which ONNX "
+                "doesn't know"
+            )
+        for field, value in message.ListFields():
+            if field.type == FieldDescriptor.TYPE_MESSAGE:
+                waiting.extend(value if field.is_repeated else (value,))
+            elif field.type == FieldDescriptor.TYPE_STRING:
+                # What isn't UTF-8 comes out of protobuf as bytes.
+                for text in value if field.is_repeated else (value,):
+                    if not isinstance(text, str):
+                        raise ModelError(
+                            f"model: all text must be UTF-8, a {field.name} of a {kind} is "
+                            f"{_short(text.decode(errors='replace'))}"
+                        )
+
+
+def _check_tensor(tensor: TensorProto) -> None:
+    who = f"model: tensor {_short(tensor.name) if isinstance(tensor.name, str) else ''}"
+    if tensor.data_type not in _TYPES:
+        raise ModelError(f"{who} has the element type {tensor.data_type}, which ONNX doesn't know")
+    bits = _BITS.get(tensor.data_type, 8)
+    size = _elements(tensor.dims, bits, who)
+    if tensor.HasField("segment"):
+        raise ModelError(f"{who} is stored in segments, which no reader supports")
+    if tensor.data_location == TensorProto.EXTERNAL or tensor.data_type not in _BITS:
+        return
+    if tensor.HasField("raw_data") and tensor.data_type != TensorProto.STRING:
+        got, needed, unit = len(tensor.raw_data), -(-size * bits // 8), "bytes"
+    else:
+        field, each = _FIELDS.get(tensor.data_type, ("int32_data", 1))
+        packed = 8 // bits if bits < 8 else 1
+        got, needed, unit = len(getattr(tensor, field)), -(-size * each // packed), "values"
+    if got != needed:
+        raise ModelError(
+            f"{who} of the dimensions {_dims(tensor.dims)} needs {needed} {unit}, it holds {got}"
+        )
+
+
+def _elements(dims: Sequence[int], bits: int, who: str) -> int:
+    """Number of elements of a shape that a computer can have."""
+    if any(size < 0 for size in dims):
+        raise ModelError(f"{who} must have dimensions from 0 up, got {_dims(dims)}")
+    if len(dims) > _MOST_AXES:
+        raise ModelError(f"{who} must have at most {_MOST_AXES} dimensions, got {len(dims)}")
+    # An empty tensor of huge dimensions overflows just the same.
+    if prod(max(size, 1) for size in dims) * bits > _MOST_BYTES:
+        raise ModelError(f"{who} must fit in memory, its dimensions are {_dims(dims)}")
+    return prod(dims)
+
+
+def _dims(dims: Sequence[int]) -> str:
+    return "(" + ", ".join(map(str, dims[:8])) + (", ...)" if len(dims) > 8 else ")")
+
+
+def _check_sparse(sparse: onnx.SparseTensorProto) -> None:
+    # The values and the indices are tensors, and the one may come here before the others.
+    for tensor in (sparse.values, sparse.indices):
+        _check_tensor(tensor)
+    who = f"model: sparse tensor {_short(sparse.values.name)}"
+    size = _elements(sparse.dims, _BITS.get(sparse.values.data_type, 8), who)
+    count, shape = prod(sparse.values.dims), list(sparse.indices.dims)
+    if sparse.indices.data_type != TensorProto.INT64 or len(sparse.values.dims) != 1:
+        raise ModelError(f"{who} must have a list of values and int64 indices")
+    if sparse.indices.data_location == TensorProto.EXTERNAL:
+        return
+    indices = numpy_helper.to_array(sparse.indices)
+    limits: Any = size if shape == [count] else np.array(sparse.dims, np.int64)
+    if shape not in ([count], [count, len(sparse.dims)]):
+        raise ModelError(f"{who} of {count} values has indices of the shape {_dims(shape)}")
+    if indices.size and not ((indices >= 0) & (indices < limits)).all():
+        raise ModelError(f"{who} has indices outside its dimensions {_dims(sparse.dims)}")
+
+
+def _check_functions(proto: onnx.ModelProto) -> None:
+    """Local functions must not call themselves, nor double and double again."""
+    calls = {(f.domain, f.name): Counter(_calls(f.node)) for f in proto.functions}
+    sizes: dict[tuple[str, str], int] = {}
+    for start in calls:
+        stack = [start]
+        while stack:
+            key = stack[-1]
+            inner = [other for other in calls[key] if other in calls]
+            if any(other in stack for other in inner):
+                raise ModelError(f"model: the local function {_short(key[1])} calls itself")
+            missing = [other for other in inner if other not in sizes]
+            if missing and key not in sizes:
+                stack.append(missing[0])
+                continue
+            sizes[key] = sum(n * sizes.get(other, 1) for other, n in calls[key].items())
+            stack.pop()
+    total = sum(sizes.get(call, 0) for call in _calls(proto.graph.node))
+    if total > _MOST_CALLS:
+        raise ModelError(
+            f"model: its local functions must come to {_MOST_CALLS} nodes at most, it is {total}"
+        )
+
+
+def _calls(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, str]]:
+    for node in nodes:
+        yield node.domain, node.op_type
+        for _, body in proto_bodies(node):
+            yield from _calls(body.node)
+
+
+def _check_graph(
+    graph: onnx.GraphProto, outer: tuple[set[str], ...], version: int, typed: bool
+) -> None:
+    """Every name made once and before all, in this graph or in one around it."""
+    made: set[str] = set()
+    for value in graph.input:
+        if value.name in made:
+            raise ModelError(f"model: two inputs of a graph bear the name {_short(value.name)}")
+        made.add(value.name)
+    made.update(tensor.name for tensor in graph.initializer)
+    made.update(sparse.values.name for sparse in graph.sparse_initializer)
+    for node in graph.node:
+        for name in node.output:
+            if name and name in made:
+                raise ModelError(f"model: {_short(name)} is made twice")
+            made.add(name)
+        _check_node(node, version, typed)
+    visible = (*outer, made)
+    for node in graph.node:
+        for name in node.input:
+            if name and not any(name in names for names in visible):
+                raise ModelError(f"model: {_who(node)} reads {_short(name)}, which nothing makes")
+        for _, body in proto_bodies(node):
+            _check_graph(body, visible, version, typed)
+    for value in graph.output:
+        if not value.name or not any(value.name in names for names in visible):
+            raise ModelError(f"model: nothing makes the output {_short(value.name)}")
+
+
+def _who(node: onnx.NodeProto) -> str:
+    name = next((name for name in node.output if name), node.name)
+    return f"the {_short(node.op_type)[1:-1] or 'node'} that makes {_short(name)}"
+
+
+def _check_node(node: onnx.NodeProto, version: int, typed: bool) -> None:
+    """The inputs, outputs and attributes of an operator that ONNX defines."""
+    names = [attribute.name for attribute in node.attribute]
+    if len(set(names)) < len(names):
+        raise ModelError(f"model: {_who(node)} has an attribute twice")
+    if any(attribute.ref_attr_name for attribute in node.attribute):
+        raise ModelError(f"model: {_who(node)} refers to an attribute of a function, it is in none")
+    for attribute in node.attribute:
+        field = _HOLDERS.get(attribute.type)
+        if field is not None and not attribute.HasField(field):
+            raise ModelError(f"model: {_who(node)} has no value for {_short(attribute.name)}")
+    found = _schema(node.op_type, version) if node.domain in _STANDARD else None
+    if found is None:
+        return
+    inputs, outputs, types, required = found
+    for what, got, (least, most) in (
+        ("inputs", len(node.input), inputs),
+        ("outputs", len(node.output), outputs),
+    ):
+        if not least <= got <= most:
+            raise ModelError(f"model: {_who(node)} has {got} {what}, it takes {least} to {most}")
+    for attribute in node.attribute:
+        wanted = types.get(attribute.name)
+        if typed and wanted is not None and attribute.type != wanted:
+            spelled = AttributeProto.AttributeType.Name(wanted)
+            raise ModelError(
+                f"model: {_who(node)} needs the attribute {attribute.name} as {spelled}"
+            )
+    if not required <= set(names):
+        missing = min(required - set(names))
+        raise ModelError(f"model: {_who(node)} lacks the attribute {missing}")
+
+
+def _kind(kind: Any) -> int:
+    """The type of a schema's attribute as a file spells it; the binding is an enum untold."""
+    return int(kind.value)
+
+
+_Schema = tuple[tuple[int, int], tuple[int, int], dict[str, int], frozenset[str]]
+
+
+@lru_cache(maxsize=1024)
+def _schema(op: str, version: int) -> _Schema | None:
+    """What an operator takes and gives (least, most), its attributes, and those it needs."""
+    if not defs.has(op) or version < 1:
+        return None
+    try:
+        schema = defs.get_schema(op, min(version, defs.onnx_opset_version()), "")
+    except defs.SchemaError:
+        return None
+    types = {name: _kind(attribute.type) for name, attribute in schema.attributes.items()}
+    required = frozenset(name for name, a in schema.attributes.items() if a.required)
+    inputs, outputs = (schema.min_input, schema.max_input), (schema.min_output, schema.max_output)
+    return inputs, outputs, types, required
