@@ -203,3 +203,13 @@ def test_leaves_a_model_without_standard_operators_as_it_is() -> None:
     model = opened(proto)
     raise_opset(model)
     assert [(o.domain, o.version) for o in to_proto(model).opset_import] == [("vendor", 1)]
+
+
+def test_says_so_where_declared_shapes_contradict_each_other() -> None:
+    proto = model_of(
+        """<ir_version: 8, opset_import: ["": 9]>
+        contrary (float[4] x) => (float[4] y, float[1] w) { y = Relu(x) }""",
+        {"w": np.ones(4, np.float32)},
+    )
+    with pytest.raises(ModelError, match=r"^opset: the model can't be raised from 9 to 13: "):
+        raise_opset(opened(proto))
