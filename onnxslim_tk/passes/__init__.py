@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from onnxslim_tk.passes.channels import Channels
 from onnxslim_tk.passes.clean import Clean
+from onnxslim_tk.passes.equalize import Equalize
 from onnxslim_tk.passes.factorize import Factorize
 from onnxslim_tk.passes.fuse import Fuse
 from onnxslim_tk.passes.quantize import Quantize
@@ -15,7 +16,7 @@ from onnxslim_tk.passes.sparsify import Sparsify
 PASSES: Final[Mapping[str, type[Any]]] = MappingProxyType(
     {
         method.name: method
-        for method in (Clean, Fuse, Factorize, Channels, Sparsify, Share, Quantize)
+        for method in (Clean, Fuse, Factorize, Channels, Equalize, Sparsify, Share, Quantize)
     }
 )
 """Every method by the name that recipes use."""
