@@ -231,3 +231,20 @@ def test_progress_ends_where_it_says() -> None:
 def test_a_feed_that_does_not_fit_is_an_error() -> None:
     with pytest.raises(SessionError):
         observe(opened(mlp()), [{"x": normal(0, 2, 31)}], ALL, seed=0)
+
+
+def test_channels_are_those_of_all_feeds() -> None:
+    text = f"""{HEAD} g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 5] y) {{
+        c = Conv<pads=[1,1,1,1]>(x, w)
+        y = MatMul(c, v)
+    }}"""
+    model = opened(model_of(text, {"w": normal(0, 4, 4, 3, 3), "v": normal(1, 6, 5)}))
+    feeds = [{"x": normal(k, 2, 4, 6, 6)} for k in range(3)]
+    found = observe(model, feeds, frozenset({"channels"}), seed=0).channels
+    assert set(found) == {"x", "c"}
+    for name, axis in (("x", 1), ("c", 3)):
+        values = np.concatenate([v[name] for v in fetch(model, [name], feeds)])
+        others = tuple(k for k in range(4) if k != axis)
+        np.testing.assert_array_equal(found[name].peak, np.abs(values).max(axis=others))
+        squares = np.square(values.astype(np.float64)).mean(axis=others)
+        np.testing.assert_allclose(found[name].square, squares, rtol=1e-5)
