@@ -240,6 +240,7 @@ class _Rows:
         self.rng = np.random.default_rng(seed)
         self.count = 0
         self.total: Floats = np.zeros((layer.groups, self.width))
+        self.shift: NDArray[np.float32] | None = None
         self.second: Floats | None = None
         self.waiting: list[Array] = []
 
@@ -257,14 +258,23 @@ class _Rows:
     def _flush(self) -> None:
         if self.waiting:
             rows = np.concatenate(self.waiting, axis=1)
+            # About a point near the mean, or float32 would lose the spread beside it.
+            if self.shift is None:
+                self.shift = rows.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+            rows = rows - self.shift
             product = np.matmul(rows.transpose(0, 2, 1), rows).astype(np.float64)
             self.second = product if self.second is None else self.second + product
             self.waiting.clear()
 
     def moments(self) -> Moments:
         self._flush()
-        second = None if self.second is None else self.second / self.count
-        return Moments(self.count, self.total / self.count, second)
+        mean = self.total / self.count
+        second = None
+        if self.second is not None and self.shift is not None:
+            shift = self.shift[:, 0].astype(np.float64)
+            cross = np.einsum("gi,gj->gij", shift, mean - shift / 2)
+            second = self.second / self.count + cross + cross.transpose(0, 2, 1)
+        return Moments(self.count, mean, second)
 
 
 def _columns(layer: Layer) -> int:
