@@ -40,12 +40,21 @@ class Moments:
 
 
 @dataclass(slots=True)
+class Channels:
+    """Largest magnitude and mean square of each channel of a layer's input, ``(channels,)``."""
+
+    peak: Floats
+    square: Floats
+
+
+@dataclass(slots=True)
 class Statistics:
-    """Moments by layer id, histograms by tensor name, and shapes of the first sample's run."""
+    """Moments by layer id, histograms and channels by tensor name, shapes of the first run."""
 
     moments: dict[str, Moments] = field(default_factory=dict)
     ranges: dict[str, Histogram] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    channels: dict[str, Channels] = field(default_factory=dict)
 
 
 def with_outputs(model: Model, names: Iterable[str]) -> bytes:
@@ -124,7 +133,7 @@ def observe(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Statistics:
-    """Run ``feeds`` and keep what ``wanted`` names: ``mean``, ``covariance``, ``range``.
+    """Run ``feeds`` and keep what ``wanted`` names: mean, covariance, range, channels.
 
     Streams: memory grows with the model, not with the number of feeds. Layers inside bodies
     cannot be seen. ``progress`` is called with feeds done and feeds in all.
@@ -138,7 +147,9 @@ def observe(
     jobs = [job for job in jobs if job.layer.meets_input]
     ranged = _float_tensors(model, found.shapes) if "range" in wanted else []
     histograms = {name: Histogram() for name in ranged}
-    names = list(dict.fromkeys([*(job.layer.input.name for job in jobs), *ranged]))
+    spread = {layer.input.name: _Spread(layer) for layer in seen if layer.kind != "Gather"}
+    spread = spread if "channels" in wanted else {}
+    names = list(dict.fromkeys([*(job.layer.input.name for job in jobs), *ranged, *spread]))
     groups = list(_by_bytes(names, found.shapes))
     done = 0
     for group in groups:
@@ -146,6 +157,8 @@ def observe(
         for values in fetch(model, group, feeds):
             for name in members & histograms.keys():
                 _add_range(histograms[name], values[name])
+            for name in members & spread.keys():
+                spread[name].add(values[name])
             for job in jobs:
                 if job.layer.input.name in members:
                     job.add(values[job.layer.input.name])
@@ -154,6 +167,7 @@ def observe(
                 progress(done, len(feeds) * len(groups))
     found.ranges = {name: h for name, h in histograms.items() if h.total}
     found.moments = {job.layer.id: job.moments() for job in jobs if job.count}
+    found.channels = {name: s.channels() for name, s in spread.items() if s.count}
     return found
 
 
@@ -188,6 +202,32 @@ def _add_range(histogram: Histogram, values: Array) -> None:
         histogram.add(some if step == 1 else np.concatenate([some, [low, high]]))
 
 
+class _Spread:
+    """Accumulates how far each channel of one layer's input reaches."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.axis = 1 if layer.kind in ("Conv", "ConvTranspose") else -1
+        self.count = 0
+        self.peak: Floats = np.zeros(0)
+        self.total: Floats = np.zeros(0)
+
+    def add(self, values: Array) -> None:
+        if values.dtype != np.float32 or not values.size or values.ndim < 2:
+            return
+        rows = np.moveaxis(values, self.axis, 0).reshape(values.shape[self.axis], -1)
+        peak = np.abs(rows).max(axis=1).astype(np.float64)
+        if not np.isfinite(peak).all():
+            return
+        total = np.einsum("cn,cn->c", rows, rows, dtype=np.float64)
+        first = not self.count
+        self.peak = peak if first else np.maximum(self.peak, peak)
+        self.total = total if first else self.total + total
+        self.count += rows.shape[1]
+
+    def channels(self) -> Channels:
+        return Channels(self.peak, self.total / self.count)
+
+
 class _Rows:
     """Accumulates the moments of one layer's input rows."""
 
@@ -200,6 +240,7 @@ class _Rows:
         self.rng = np.random.default_rng(seed)
         self.count = 0
         self.total: Floats = np.zeros((layer.groups, self.width))
+        self.shift: NDArray[np.float32] | None = None
         self.second: Floats | None = None
         self.waiting: list[Array] = []
 
@@ -217,14 +258,23 @@ class _Rows:
     def _flush(self) -> None:
         if self.waiting:
             rows = np.concatenate(self.waiting, axis=1)
+            # About a point near the mean, or float32 would lose the spread beside it.
+            if self.shift is None:
+                self.shift = rows.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
+            rows = rows - self.shift
             product = np.matmul(rows.transpose(0, 2, 1), rows).astype(np.float64)
             self.second = product if self.second is None else self.second + product
             self.waiting.clear()
 
     def moments(self) -> Moments:
         self._flush()
-        second = None if self.second is None else self.second / self.count
-        return Moments(self.count, self.total / self.count, second)
+        mean = self.total / self.count
+        second = None
+        if self.second is not None and self.shift is not None:
+            shift = self.shift[:, 0].astype(np.float64)
+            cross = np.einsum("gi,gj->gij", shift, mean - shift / 2)
+            second = self.second / self.count + cross + cross.transpose(0, 2, 1)
+        return Moments(self.count, mean, second)
 
 
 def _columns(layer: Layer) -> int:

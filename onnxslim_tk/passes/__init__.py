@@ -8,6 +8,7 @@ from onnxslim_tk.passes.canonicalize import Canonicalize
 from onnxslim_tk.passes.channels import Channels
 from onnxslim_tk.passes.clean import Clean
 from onnxslim_tk.passes.dynamic_int8 import DynamicInt8
+from onnxslim_tk.passes.equalize import Equalize
 from onnxslim_tk.passes.factorize import Factorize
 from onnxslim_tk.passes.fuse import Fuse
 from onnxslim_tk.passes.quantize import Quantize
@@ -23,6 +24,7 @@ PASSES: Final[Mapping[str, type[Any]]] = MappingProxyType(
             Canonicalize,
             Factorize,
             Channels,
+            Equalize,
             Sparsify,
             Share,
             Quantize,

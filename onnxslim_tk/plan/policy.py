@@ -126,7 +126,9 @@ def _gain(proposal: Proposal, rows: Sequence[Proposal]) -> float:
     """Share of all savings on the table, bytes and latency alike, so that neither rules."""
     total_bytes = sum(max(p.bytes_saved, 0) for p in rows) or 1
     total_cost = sum(max(p.cost_saved, 0.0) for p in rows) or 1.0
-    return proposal.bytes_saved / total_bytes + proposal.cost_saved / total_cost + 1e-9
+    gain = proposal.bytes_saved / total_bytes + proposal.cost_saved / total_cost
+    # What costs bytes and no error was asked for to spare later stages theirs.
+    return (gain if proposal.error else max(gain, 0.0)) + 1e-9
 
 
 def _conflicts(rows: Sequence[Proposal], groups: list[list[Proposal]]) -> list[list[int]]:

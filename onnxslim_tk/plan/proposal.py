@@ -11,7 +11,7 @@ from onnxslim_tk.measure.observe import Statistics
 from onnxslim_tk.measure.runtime import Feed
 from onnxslim_tk.plan.targets import Target
 
-Observable = Literal["mean", "covariance", "range"]
+Observable = Literal["mean", "covariance", "range", "channels"]
 
 
 @dataclass(frozen=True, slots=True)

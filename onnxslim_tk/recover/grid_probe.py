@@ -24,10 +24,17 @@ class GridProbe:
     """Measures at the model's outputs what rounding to grids of activations does.
 
     Weights stay float; scales, zero points and switches are inputs, so that one session tries
-    any grids. Raises SessionError where the model doesn't run.
+    any grids. Outputs are held against those of ``reference``, by default of the model itself.
+    Raises SessionError where a model doesn't run.
     """
 
-    def __init__(self, model: Model, regions: Regions, feeds: Sequence[Feed]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        regions: Regions,
+        feeds: Sequence[Feed],
+        reference: Model | None = None,
+    ) -> None:
         heads = {g.like: regions.grids.get(g.like, g) for g in regions.grids.values()}
         self._places = {like: k for k, like in enumerate(heads)}
         members = {node.outputs[0].name for node in regions.nodes}
@@ -41,7 +48,11 @@ class GridProbe:
         outputs = self._session.outputs
         self._names = [o.name for o in outputs if o.dtype is not None and o.dtype.kind == "f"]
         self._feeds = feeds
-        self._reference = [self._run({}, feed) for feed in feeds]
+        if reference is None:
+            self._reference = [self._run({}, feed) for feed in feeds]
+        else:
+            plain = Session(to_proto(reference).SerializeToString())
+            self._reference = [plain.run(feed, self._names) for feed in feeds]
 
     def errors(self, grids: Mapping[str, Affine], feeds: int | None = None) -> Floats:
         """Relative squared errors ``(feeds,)`` of the outputs with ``grids``, by head, on.

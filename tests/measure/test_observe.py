@@ -231,3 +231,31 @@ def test_progress_ends_where_it_says() -> None:
 def test_a_feed_that_does_not_fit_is_an_error() -> None:
     with pytest.raises(SessionError):
         observe(opened(mlp()), [{"x": normal(0, 2, 31)}], ALL, seed=0)
+
+
+def test_channels_are_those_of_all_feeds() -> None:
+    text = f"""{HEAD} g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 5] y) {{
+        c = Conv<pads=[1,1,1,1]>(x, w)
+        y = MatMul(c, v)
+    }}"""
+    model = opened(model_of(text, {"w": normal(0, 4, 4, 3, 3), "v": normal(1, 6, 5)}))
+    feeds = [{"x": normal(k, 2, 4, 6, 6)} for k in range(3)]
+    found = observe(model, feeds, frozenset({"channels"}), seed=0).channels
+    assert set(found) == {"x", "c"}
+    for name, axis in (("x", 1), ("c", 3)):
+        values = np.concatenate([v[name] for v in fetch(model, [name], feeds)])
+        others = tuple(k for k in range(4) if k != axis)
+        np.testing.assert_array_equal(found[name].peak, np.abs(values).max(axis=others))
+        squares = np.square(values.astype(np.float64)).mean(axis=others)
+        np.testing.assert_allclose(found[name].square, squares, rtol=1e-5)
+
+
+def test_a_small_spread_about_a_big_mean_is_not_lost() -> None:
+    text = f"{HEAD} g (float[N, 6] x) => (float[N, 5] y) {{ y = MatMul(x, v) }}"
+    model = opened(model_of(text, {"v": normal(1, 6, 5)}))
+    feeds = [{"x": (3000 + normal(k, 400, 6)).astype(np.float32)} for k in range(3)]
+    moments = observe(model, feeds, frozenset({"covariance"}), seed=0).moments["y"]
+    rows = np.concatenate([feed["x"] for feed in feeds]).astype(np.float64)
+    assert moments.second is not None
+    centred = moments.second[0] - np.outer(moments.mean[0], moments.mean[0])
+    np.testing.assert_allclose(centred, np.cov(rows.T, bias=True), atol=1e-4)
