@@ -56,6 +56,11 @@ class Statistics:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     channels: dict[str, Channels] = field(default_factory=dict)
 
+    @property
+    def extents(self) -> dict[str, tuple[float, float]]:
+        """Lowest and highest value of each tensor, by name."""
+        return {name: (seen.low, seen.high) for name, seen in self.ranges.items()}
+
 
 def with_outputs(model: Model, names: Iterable[str]) -> bytes:
     """The model as bytes with ``names`` as its only outputs; nodes that none needs are left out."""

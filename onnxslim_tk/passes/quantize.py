@@ -140,8 +140,8 @@ class Quantize:
             for layer, _ in integer
         }
         outputs = output_names(model)
-        extents = {name: (found.low, found.high) for name, found in statistics.ranges.items()}
-        regions = find_regions(model.graph, [layer.node for layer, _ in integer], outputs, extents)
+        nodes = [layer.node for layer, _ in integer]
+        regions = find_regions(model.graph, nodes, outputs, statistics.extents)
         methods = {name: by_input.get(name, self.ranges) for name in regions.grids}
         affine = choose_grids(model, regions, statistics, methods, context.feeds)
         ranks = {name: len(shape) for name, shape in statistics.shapes.items()}

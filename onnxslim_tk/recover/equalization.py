@@ -86,7 +86,7 @@ def integer_error(
         and {layer.input.name, layer.output.name} <= statistics.ranges.keys()
     ]
     nodes = [layer.node for layer in found]
-    regions = find_regions(twin.graph, nodes, output_names(twin), statistics.ranges)
+    regions = find_regions(twin.graph, nodes, output_names(twin), statistics.extents)
     grids = choose_grids(twin, regions, statistics, {}, ())
     for layer in found:
         _round_weight(twin, layer)

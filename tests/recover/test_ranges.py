@@ -37,8 +37,7 @@ def feeds_of(count: int = 6) -> Sequence[Feed]:
 def found(model: Model, feeds: Sequence[Feed]) -> tuple[Regions, Statistics]:
     statistics = observe(model, feeds, RANGE, 0)
     nodes = [layer.node for layer in layers(model) if layer.kind == "Conv"]
-    extents = {name: (seen.low, seen.high) for name, seen in statistics.ranges.items()}
-    return find_regions(model.graph, nodes, output_names(model), extents), statistics
+    return find_regions(model.graph, nodes, output_names(model), statistics.extents), statistics
 
 
 def rounded(values: NDArray[Any], grid: Affine) -> NDArray[Any]:
