@@ -30,6 +30,7 @@ PRESETS: Final[Mapping[str, str]] = {
           clean: [clean]
           fuse: [fuse]
           canonicalize: [canonicalize]
+          equalize: [equalize]
           numbers: [quantize, dynamic_int8]
         """,
     "small": """
@@ -38,6 +39,7 @@ PRESETS: Final[Mapping[str, str]] = {
           clean: [clean]
           fuse: [fuse]
           canonicalize: [canonicalize]
+          equalize: [equalize]
           share: [share]
           numbers: [quantize, dynamic_int8]
         """,

@@ -63,6 +63,7 @@ def test_json_is_strict_and_alone_on_stdout(
         "clean",
         "fuse",
         "canonicalize",
+        "equalize",
         "numbers",
     ]
 
