@@ -35,10 +35,14 @@ _MOST_TENSORS: Final = 12
 _PAIRED: Final = 4
 _FEWEST_FEEDS: Final = 4
 _MOST_FEEDS: Final = 16
+# Few outputs make most of the noise, and not the same ones on every feed: a method for all
+# tensors is picked on this many times more.
+_STARTING_FEEDS: Final = 4
 # Values that may pass grids in one try; big inputs bring many positions each.
 _ENOUGH_VALUES: Final = 50_000_000
-# What a choice has to gain, so that it isn't chance.
-_GAIN: Final = 0.01
+# Decibels that a choice has to gain, so that it isn't chance.
+_GAIN: Final = 0.05
+_SILENT: Final = 1e-20
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,27 +116,38 @@ def _by_outputs(
     """Coordinate descent over the worst grids, kept where feeds that it didn't see agree."""
     values = sum(prod(statistics.shapes.get(like, ())) for like in heads)
     count = min(max(_ENOUGH_VALUES // max(values, 1), _FEWEST_FEEDS), _MOST_FEEDS)
-    seen, others = feeds[:count], feeds[count : 2 * count]
     try:
-        probe = GridProbe(model, regions, seen)
+        probe = GridProbe(model, regions, feeds[: _STARTING_FEEDS * count])
     except SessionError:
         # The model as it is ran before; with switches in it the runtime may refuse.
         return dict(default)
+    start = _best_start(probe, heads, default)
+    chosen, errors = start, probe.errors(start, count)
+    worst = _worst(probe, heads, chosen)
+    for change in _changes(worst, heads):
+        if all(chosen[like] == grid for like, grid in change.items()):
+            continue
+        tried = probe.errors(chosen | change, count)
+        if _pays(errors, tried):
+            errors, chosen = tried, chosen | change
+    others = feeds[count : 2 * count]
+    if others and chosen != start:
+        judge = GridProbe(model, regions, others)
+        if not _gain(judge.errors(start), judge.errors(chosen)).mean() > 0:
+            return start
+    return chosen
+
+
+def _best_start(
+    probe: GridProbe, heads: Mapping[str, _Head], default: Mapping[str, Affine]
+) -> dict[str, Affine]:
+    """One method for all tensors that leave a choice: the default, or what is plainly better."""
     chosen = dict(default)
     errors = probe.errors(chosen)
     for start in _starts(heads):
         tried = probe.errors(start)
         if start != chosen and _pays(errors, tried):
             errors, chosen = tried, start
-    worst = _worst(probe, heads, chosen)
-    for change in _changes(worst, heads):
-        tried = probe.errors(chosen | change)
-        if any(chosen[like] != grid for like, grid in change.items()) and _pays(errors, tried):
-            errors, chosen = tried, chosen | change
-    if others and chosen != default:
-        judge = GridProbe(model, regions, others)
-        if not judge.errors(chosen).mean() < judge.errors(default).mean():
-            return dict(default)
     return chosen
 
 
@@ -165,8 +180,13 @@ def _changes(worst: Sequence[str], heads: Mapping[str, _Head]) -> Iterator[dict[
 
 def _pays(before: Floats, after: Floats) -> bool:
     """Whether errors ``(feeds,)`` fell by more than what chance lets expect."""
-    gains = before - after
+    gains = _gain(before, after)
     if not np.isfinite(gains).all():
         return False
     doubt = gains.std(ddof=1) / sqrt(len(gains)) if len(gains) > 1 else 0.0
-    return bool(gains.mean() > max(doubt, _GAIN * before.mean()))
+    return bool(gains.mean() > max(doubt, _GAIN))
+
+
+def _gain(before: Floats, after: Floats) -> Floats:
+    """Decibels that each feed gains, so that no single one decides."""
+    return 10 * np.log10(np.maximum(before, _SILENT) / np.maximum(after, _SILENT))
