@@ -51,6 +51,7 @@ class Fusion:
         """Fold whatever can be into ``sites``, in place, until nothing is left.
 
         What lies behind a layer goes first: a normalization between two goes into the first.
+        Past a Relu comes last.
         """
         chosen = list(sites)
         for site in chosen:
@@ -59,6 +60,8 @@ class Fusion:
         for site in chosen:
             while self._fold_before(site):
                 pass
+        for site in chosen:
+            self._fold_past_relu(site)
 
     def left(self) -> Iterator[tuple[tuple[str, ...], str]]:
         """The names of every normalization that is still there, and why it is."""
@@ -137,6 +140,37 @@ class Fusion:
                 self._set_bias(site, holder, shift)
             take_over(self._model, holder, reader, site.graph, site.path)
         self._record(site, name, op, before - bytes_of(involved))
+        return True
+
+    def _fold_past_relu(self, site: Site) -> bool:
+        """Fold what scales and shifts a Relu behind ``site``, by positive factors.
+
+        ``a * max(x, 0) + b`` is ``max(a * x + b, b)``: with a shift the Relu becomes a Max.
+        """
+        if site.weight is None or site.node.op not in ("Conv", "ConvTranspose"):
+            return False
+        relu, bias = self._reader(site.node, site.graph), site.bias()
+        if relu is None or relu.op != "Relu" or bias is None or not self._is_own(site.weight):
+            return False
+        reader = self._reader(relu, site.graph)
+        found = None if reader is None else self._affine(site, reader, relu.outputs[0])
+        if reader is None or found is None or not (found.factor > 0).all():
+            return False
+        shift = bias * found.factor + found.shift
+        weight = site.scaled(values_of(site.weight).astype(np.float64), found.factor)
+        if not _fits(weight, shift, found.shift):
+            return False
+        before = bytes_of([site.node, relu, reader])
+        name, operator = self._names(reader, site.path)[0], reader.op
+        set_input(site.node, 1, self._constant(weight))
+        if shift.any() or bias.any():
+            self._set_bias(site, site.node, shift)
+        if found.shift.any():
+            relu.op, relu.attrs = "Max", {}
+            shape = [1, -1] + [1] * (len(site.weight.shape) - 2)
+            relu.inputs.append(self._constant(found.shift.reshape(shape)))
+        take_over(self._model, relu, reader, site.graph, site.path)
+        self._record(site, name, operator, before - bytes_of([site.node, relu]))
         return True
 
     def _reader(self, node: Node, graph: Graph) -> Node | None:

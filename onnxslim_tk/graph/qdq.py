@@ -24,7 +24,7 @@ from onnxslim_tk.graph.edit import (
 )
 from onnxslim_tk.graph.grids import LEVELS, Affine, on_grid, written_as
 from onnxslim_tk.graph.layers import Layer
-from onnxslim_tk.graph.model import Model, Tensor
+from onnxslim_tk.graph.model import Model, Node, Tensor
 from onnxslim_tk.graph.regions import Grid, Regions
 from onnxslim_tk.graph.weight_slot import HALF
 from onnxslim_tk.kernels.rounding import symmetric_scales, to_grid
@@ -74,6 +74,7 @@ def write_regions(
         for follower in absorbed.nodes:
             take_over(model, node, follower, model.graph)
     members = {id(node) for node in regions.nodes}
+    pads = {id(n): (n.inputs[0].name, n.outputs[0].name) for n in regions.others if n.op == "Pad"}
     constants = _Constants(model)
     codes: dict[str, Tensor] = {}
     for name, grid in regions.grids.items():
@@ -82,6 +83,9 @@ def write_regions(
             shifts[id(grid.maker)] = written.shift
         parameters = (written.affine, affine[name])
         codes[name] = _quantize_tensor(model, grid, parameters, members, constants)
+    for node in regions.others:
+        if node.op == "Pad":
+            _pad_codes(model, node, pads[id(node)], codes, affine)
     for gate in regions.gates:
         name = gate.source.name
         _write_gate(model, gate, codes[name], affine[name], constants)
@@ -144,6 +148,25 @@ def _quantize_tensor(
     for node, k in readers:
         node.inputs[k] = target
     return codes
+
+
+def _pad_codes(
+    model: Model,
+    node: Node,
+    names: tuple[str, str],
+    codes: Mapping[str, Tensor],
+    affine: Mapping[str, Affine],
+) -> None:
+    """Let a Pad work on codes, which no runtime would do by itself: the runtime pads bytes."""
+    source, target = (codes[name] for name in names)
+    quantizer = target.inputs[0]
+    remove_node(model.graph, quantizer)
+    rename_key(model, node.outputs[0].name, target.name)
+    before, node.inputs[0], node.outputs = node.inputs[0], source, [target]
+    if not before.outputs and before.name not in output_names(model):
+        remove_node(model.graph, before.inputs[0])
+    if node.attrs.get("mode", "constant") == "constant":
+        set_input(node, 2, constant(model, np.uint8(affine[names[0]].zero_point)))
 
 
 def _write_gate(

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final
 
+import numpy as np
+
 from onnxslim_tk.graph.activations import Absorbed, Gate, absorbed_behind, gate_of, scalar_affine
-from onnxslim_tk.graph.edit import producer
+from onnxslim_tk.graph.edit import input_at, is_constant, producer, values_of
 from onnxslim_tk.graph.model import Graph, Node, Tensor
 from onnxslim_tk.graph.order import ordered
 
@@ -17,6 +19,7 @@ MOVES: Final = frozenset(
         "DepthToSpace",
         "Flatten",
         "MaxPool",
+        "Pad",
         "Reshape",
         "Resize",
         "SpaceToDepth",
@@ -262,7 +265,14 @@ def _crossed(node: Node, sources: set[int]) -> bool:
 
 
 def _moves(node: Node) -> bool:
-    """Whether a data movement keeps values as they are; interpolation does not."""
+    """Whether a data movement keeps values as they are; interpolation does not.
+
+    A Pad puts in zeros, or values that are there.
+    """
+    if node.op == "Pad":
+        filler = input_at(node, 2)
+        zeros = filler is None or (is_constant(filler) and not np.any(values_of(filler)))
+        return zeros or node.attrs.get("mode", "constant") != "constant"
     if node.op == "Resize":
         return bool(node.attrs.get("mode", "nearest") == "nearest")
     return len(node.outputs) == 1

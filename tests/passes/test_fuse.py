@@ -424,3 +424,16 @@ def test_the_same_model_gives_the_same_bytes() -> None:
     for model in (first, second):
         Fuse().apply(model, found(model)[0], CONTEXT)
     assert digest(first) == digest(second)
+
+
+@pytest.mark.parametrize("layer", ["Conv<pads = [1, 1, 1, 1]>", "ConvTranspose"])
+def test_folds_a_normalization_past_a_relu_as_a_floor_for_every_channel(layer: str) -> None:
+    body = f"c = {layer}(x, w, b) r = Relu(c) y = BatchNormalization(r, as, ab, am, av)"
+    shape = (6, 4, 3, 3) if layer.startswith("Conv<") else (4, 6, 3, 3)
+    constants = {"w": normal(0, *shape), "b": normal(9, 6), **statistics(2, 6, "a")}
+    constants["as"] = np.abs(constants["as"]) + np.float32(0.1)
+    model, (row,) = fused(image(body.replace("'", '"'), **constants))
+    assert operators(model) == [layer.split("<")[0], "Max"]
+    assert row.details == {"folded": ["y"]}
+    constants["as"] = -constants["as"]
+    assert "y" in refused(image(body, **constants))

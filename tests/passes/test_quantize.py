@@ -155,6 +155,44 @@ CASES: dict[str, tuple[str, Mapping[str, Any], dict[str, int]]] = {
         {},
         {"QLinearConv": 2, "QLinearSigmoid": 1, "QLinearMul": 1},
     ),
+    "HardSwish": (
+        "c = Conv(x, w, b) h = HardSwish(c) y = Conv(h, v)",
+        {},
+        {"QLinearConv": 2, "QLinearMul": 1, "Clip": 1},
+    ),
+    "a gate of two nodes": (
+        "c = Conv(x, w, b) s = HardSigmoid<alpha=0.166666, beta=0.5>(c) m = Mul(c, s) "
+        "y = Conv(m, v)",
+        {},
+        {"QLinearConv": 2, "QLinearMul": 1, "Clip": 1},
+    ),
+    "squeeze and excitation by a HardSigmoid": (
+        "c = Conv(x, w) r = Relu(c) p = GlobalAveragePool(r) d = Conv(p, u) e = Relu(d) "
+        "f = Conv(e, t) s = HardSigmoid(f) m = Mul(r, s) y = Conv(m, v)",
+        {"u": normal(3, 8, 16, 1, 1), "t": normal(4, 16, 8, 1, 1)},
+        {"QLinearConv": 4, "QLinearGlobalAveragePool": 1, "QLinearMul": 1},
+    ),
+    "numbers behind a HardSwish": (
+        "c = Conv(x, w, b) h = HardSwish(c) m = Mul(f, h) a = Add(m, g) "
+        "y = Conv<pads=[1,1,1,1]>(a, z)",
+        {"f": np.float32(0.6), "g": np.float32(-0.4), "z": normal(4, 8, 16, 3, 3)},
+        {"QLinearConv": 2, "QLinearMul": 1, "Clip": 1},
+    ),
+    "numbers behind an Add": (
+        "c = Conv(x, w, b) d = Conv(x, u) s = Add(c, d) m = Div(s, f) a = Sub(m, g) y = Conv(a, v)",
+        {"f": np.float32(3), "g": np.float32(0.7), "u": normal(3, 16, 4, 3, 3)},
+        {"QLinearConv": 3, "QLinearAdd": 1},
+    ),
+    "a floor of its own for every channel": (
+        "c = Conv(x, w, b) m = Max(c, k) p = MaxPool<kernel_shape=[2,2]>(m) y = Conv(p, v)",
+        {"k": normal(3, 1, 16, 1, 1)},
+        {"QLinearConv": 2, "Max": 1, "NhwcMaxPool": 1},
+    ),
+    "Pad": (
+        "c = Conv(x, w, b) h = Sub(c, g) p = Pad(h, s) y = Conv(p, v)",
+        {"s": np.array([0, 0, 2, 5, 0, 0, 1, 0], np.int64), "g": np.float32(0.3)},
+        {"QLinearConv": 2, "Pad": 1},
+    ),
     "squeeze and excitation": (
         "c = Conv(x, w) r = Relu(c) p = GlobalAveragePool(r) d = Conv(p, u) e = Relu(d) "
         "f = Conv(e, t) s = Sigmoid(f) m = Mul(r, s) y = Conv(m, v)",
