@@ -66,8 +66,12 @@ def write_regions(
     affine: Mapping[str, Affine],
     integer: Sequence[tuple[Layer, WeightGrid]],
     ranks: Mapping[str, int],
+    extra: Mapping[str, int],
 ) -> None:
-    """Put Q and DQ around the regions, and the layers' weights and biases behind DQ."""
+    """Put Q and DQ around the regions, and the layers' weights and biases behind DQ.
+
+    ``extra`` says how many input channels of zeros a layer gets, by id.
+    """
     input_names = {id(layer.node): layer.input.name for layer, _ in integer}
     shifts: dict[int, float] = {}
     for node, absorbed in regions.absorbed:
@@ -91,6 +95,8 @@ def write_regions(
         _write_gate(model, gate, codes[name], affine[name], constants)
     for layer, weight in integer:
         name = input_names[id(layer.node)]
+        if layer.id in extra:
+            weight = _widen(model, layer, weight, codes[name], extra[layer.id])
         shift = shifts.get(id(layer.node), 0.0)
         _write_layer(model, layer, weight, affine[name], shift, ranks.get(name))
 
@@ -163,10 +169,30 @@ def _pad_codes(
     remove_node(model.graph, quantizer)
     rename_key(model, node.outputs[0].name, target.name)
     before, node.inputs[0], node.outputs = node.inputs[0], source, [target]
-    if not before.outputs and before.name not in output_names(model):
-        remove_node(model.graph, before.inputs[0])
+    _drop_unread(model, before)
     if node.attrs.get("mode", "constant") == "constant":
         set_input(node, 2, constant(model, np.uint8(affine[names[0]].zero_point)))
+
+
+def _drop_unread(model: Model, tensor: Tensor) -> None:
+    """Remove the node that makes a tensor which nothing reads any more."""
+    if not tensor.outputs and tensor.name not in output_names(model):
+        remove_node(model.graph, tensor.inputs[0])
+
+
+def _widen(model: Model, layer: Layer, weight: WeightGrid, codes: Tensor, extra: int) -> WeightGrid:
+    """Give a convolution input channels of zeros, put in among the codes; they weigh nothing."""
+    rank = weight.values.ndim
+    before = layer.node.inputs[0]
+    parameters = before.inputs[0].inputs[1:3]
+    ends = np.zeros((2, rank), np.int64)
+    ends[1, 1] = extra
+    parts = [codes, constant(model, ends.reshape(-1)), parameters[1]]
+    wide = add_node(model, layer.graph, "Pad", parts)
+    layer.node.inputs[0] = add_node(model, layer.graph, "DequantizeLinear", [wide, *parameters])
+    _drop_unread(model, before)
+    values = np.pad(weight.values, [(0, 0), (0, extra)] + [(0, 0)] * (rank - 2))
+    return WeightGrid(values, weight.scales)
 
 
 def _write_gate(

@@ -144,6 +144,23 @@ def gaps(facts: Inspection, chain: Chain, width: int) -> str | None:
     return chain.cut(filled, 1, facts.array.shape)
 
 
+def tail(facts: Inspection, chain: Chain) -> str | None:
+    """Nothing but zero bits from some place of the second axis on: what comes before, and zeros."""
+    array = facts.array
+    if array.ndim < 2 or not array.size:
+        return None
+    columns = bits(np.ascontiguousarray(np.moveaxis(array, 1, 0))).reshape(array.shape[1], -1)
+    used = np.flatnonzero(columns.any(axis=1))
+    count = int(used[-1]) + 1 if used.size else 0
+    if not 0 < count < array.shape[1]:
+        return None
+    head = np.ascontiguousarray(array[:, :count])
+    values, size = _stream(chain, head.reshape(-1))
+    shape = (array.shape[0], array.shape[1] - count, *array.shape[2:])
+    zeros = _filled(chain, shape, np.zeros(1, array.dtype))
+    return chain.node("Concat", chain.shaped(values, size, head.shape), zeros, axis=1)
+
+
 ENCODINGS: tuple[Encoding, ...] = (
     Encoding("constant", constant, cheap=True, opset=9),
     Encoding("codes-1", partial(codes, width=1), cheap=True, opset=7),
@@ -155,6 +172,7 @@ ENCODINGS: tuple[Encoding, ...] = (
     Encoding("vectors-8", partial(vectors, width=8), cheap=True, opset=7),
     Encoding("narrow", narrow, cheap=True, opset=7),
     Encoding("bfloat16", bfloat16, cheap=True, opset=13),
+    Encoding("tail", tail, cheap=True, opset=9),
     Encoding("bitmask", bitmask, cheap=False, opset=12),
     Encoding("gaps-4", partial(gaps, width=4), cheap=False, opset=11),
     Encoding("gaps-8", partial(gaps, width=8), cheap=False, opset=11),

@@ -29,6 +29,8 @@ _ALREADY = "quantized already"
 _SHARED = "the weight is shared with another node"
 _OPSET = 13
 _SMALLEST = 64
+# Multiply-accumulates from which a Pad of the input costs less than odd channels do.
+_WORTH_WIDENING = 100_000
 # Bytes of the nodes and small constants that a quantized layer brings along.
 _INTEGER_OVERHEAD = 330
 _FLOAT_OVERHEAD = 120
@@ -145,7 +147,12 @@ class Quantize:
         methods = {name: by_input.get(name, self.ranges) for name in regions.grids}
         affine = choose_grids(model, regions, statistics, methods, context.feeds)
         ranks = {name: len(shape) for name, shape in statistics.shapes.items()}
-        write_regions(model, regions, affine, integer, ranks)
+        extra = {}
+        for layer, _ in integer:
+            more = -layer.shape[1] % context.target.input_step if layer.kind == "Conv" else 0
+            if layer.groups == 1 and more and (layer.macs(context.shapes) or 0) >= _WORTH_WIDENING:
+                extra[layer.id] = more
+        write_regions(model, regions, affine, integer, ranks, extra)
 
 
 def _too_old(model: Model) -> str:

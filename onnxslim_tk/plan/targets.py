@@ -11,12 +11,14 @@ class Target:
 
     ``integer_cost`` is the time of an int8 operator over that of the float one, by operator;
     ``dynamic_cost`` the same where the range of the input is found in each run;
-    ``channel_step`` the multiple that kept channel counts are rounded to;
+    ``channel_step`` the multiple that kept channel counts are rounded to; ``input_step`` that of
+    the input channels for which an int8 convolution has its fast kernel;
     ``factor_share`` the share of multiply-accumulates below which two layers beat one.
     """
 
     name: str
     channel_step: int
+    input_step: int
     factor_share: float
     integer_cost: Mapping[str, float] = field(default_factory=dict)
     dynamic_cost: Mapping[str, float] = field(default_factory=dict)
@@ -33,6 +35,7 @@ class Target:
 ONNXRUNTIME_CPU = Target(
     name="onnxruntime-cpu",
     channel_step=16,
+    input_step=4,
     factor_share=0.75,
     integer_cost=MappingProxyType({"Conv": 0.3, "Gemm": 0.4, "MatMul": 0.4}),
     dynamic_cost=MappingProxyType({"Gemm": 0.45, "MatMul": 0.45}),

@@ -82,6 +82,7 @@ HELD: dict[str, NDArray[Any]] = {
     "vectors-8": np.tile(np.arange(1600, dtype=np.float32), 2),
     "narrow": np.arange(-1000, 1000, dtype=np.float32).reshape(20, 100) / 8,
     "bfloat16": np.ldexp(np.float32(1), np.arange(-120, 120)).astype(np.float32),
+    "tail": np.pad(np.arange(700, dtype=np.float32).reshape(7, 20, 5), [(0, 0), (0, 12), (0, 0)]),
     "bitmask": sparse(15),
     "gaps-4": sparse(15),
     "gaps-8": sparse(2000),

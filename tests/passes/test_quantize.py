@@ -245,14 +245,27 @@ def test_a_residual_network_runs_in_integers_from_end_to_end() -> None:
     feeds = feeds_of(1, 3, 16, 16)
     model = quantized(residual_cnn(), feeds)
     near(residual_cnn(), model, feeds[0], 30)
+    # Three input channels have no fast kernel, four have.
     assert running(model) == {
         "QuantizeLinear": 1,
+        "Pad": 1,
         "QLinearConv": 5,
         "QLinearAdd": 2,
         "QLinearGlobalAveragePool": 1,
         "Flatten": 1,
         "QGemm": 1,
     }
+
+
+@pytest.mark.parametrize(("size", "pads"), [(24, 1), (5, 0)])
+def test_odd_input_channels_are_filled_up_where_that_pays(size: int, pads: int) -> None:
+    body = "c = Conv<pads=[1,1,1,1]>(x, w, b) r = Relu(c) y = Conv(r, v)"
+    constants = CONV | {"w": normal(0, 16, 5, 3, 3, scale=0.2)}
+    proto = graph(body, f"1, 5, {size}, {size}", 4, constants)
+    feeds = feeds_of(1, 5, size, size)
+    model = quantized(proto, feeds)
+    near(proto, model, feeds[0], 25)
+    assert running(model).get("Pad", 0) == pads
 
 
 def test_a_depthwise_network_absorbs_its_clips() -> None:
@@ -549,7 +562,9 @@ def test_values_on_a_grid_already_are_kept_to_the_bit(bits: int) -> None:
     assert {"QLinearConv", "QGemm"} <= set(running(model))
     for layer in layers(model):
         values, scale = kept[layer.id]
-        np.testing.assert_array_equal(layer.stored.values, values)
+        found = layer.stored.values
+        np.testing.assert_array_equal(found[:, : values.shape[1]], values)
+        assert not found[:, values.shape[1] :].any()
         np.testing.assert_array_equal(layer.scale, scale)
 
 
