@@ -67,10 +67,11 @@ def write_regions(
     integer: Sequence[tuple[Layer, WeightGrid]],
     ranks: Mapping[str, int],
     extra: Mapping[str, int],
-) -> None:
+) -> dict[int, float]:
     """Put Q and DQ around the regions, and the layers' weights and biases behind DQ.
 
-    ``extra`` says how many input channels of zeros a layer gets, by id.
+    ``extra`` says how many input channels of zeros a layer gets, by id. Gives what was added to
+    the biases so that results fall on codes, by the ids of nodes.
     """
     input_names = {id(layer.node): layer.input.name for layer, _ in integer}
     shifts: dict[int, float] = {}
@@ -99,6 +100,7 @@ def write_regions(
             weight = _widen(model, layer, weight, codes[name], extra[layer.id])
         shift = shifts.get(id(layer.node), 0.0)
         _write_layer(model, layer, weight, affine[name], shift, ranks.get(name))
+    return shifts
 
 
 class _Constants:

@@ -113,9 +113,11 @@ class Quantize:
             elif layer.is_dense:
                 layer.set_scaled(model, grid.values, grid.scales)
         if integer and context.statistics is not None:
-            self._write_integer(model, integer, context)
-        if means is not None:
-            means.correct(model, [layer.node for layer, _ in integer], context.feeds)
+            shifts = self._write_integer(model, integer, context)
+            if means is not None:
+                nodes = {id(layer.node): layer.node for layer, _ in integer}
+                moved = [(node, shifts.get(key, 0.0)) for key, node in nodes.items()]
+                means.correct(model, moved, context.feeds)
 
     def _float_means(
         self, model: Model, rows: Mapping[str, Proposal], context: Context
@@ -135,7 +137,7 @@ class Quantize:
 
     def _write_integer(
         self, model: Model, integer: list[tuple[Layer, WeightGrid]], context: Context
-    ) -> None:
+    ) -> dict[int, float]:
         statistics = context.statistics or Statistics()
         by_input = {
             layer.input.name: (context.tuned(self, layer.names) or self).ranges
@@ -152,7 +154,7 @@ class Quantize:
             more = -layer.shape[1] % context.target.input_step if layer.kind == "Conv" else 0
             if layer.groups == 1 and more and (layer.macs(context.shapes) or 0) >= _WORTH_WIDENING:
                 extra[layer.id] = more
-        write_regions(model, regions, affine, integer, ranks, extra)
+        return write_regions(model, regions, affine, integer, ranks, extra)
 
 
 def _too_old(model: Model) -> str:

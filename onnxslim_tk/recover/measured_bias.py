@@ -53,20 +53,24 @@ class FloatMeans:
         # Other feeds than those for the means, as far as there are so many.
         self._probe = Probe(model, [feeds[-1 - k] for k in range(min(_CHECKED, len(feeds)))])
 
-    def correct(self, model: Model, nodes: Sequence[Node], feeds: Sequence[Feed]) -> bool:
+    def correct(
+        self, model: Model, nodes: Sequence[tuple[Node, float]], feeds: Sequence[Feed]
+    ) -> bool:
         """Move the int32 biases of the quantized ``nodes`` until their mean outputs are restored.
 
+        With each node comes what was added to its bias on purpose, which stays.
         One after the other, each seen behind the corrected ones before it: shifts of several at
         once would add up on their way. Taken back, and False, where that does not bring the
         model's outputs closer (Nagel et al., 2019).
         """
-        written = {id(node) for node in nodes}
+        written = {id(node): moved for node, moved in nodes}
         able = [n for n in self._nodes if id(n) in written and _codes(n) is not None]
         before = {id(node): _codes(node) for node in able}
         error = self._probe.difference(model)
         for node in able:
             name = node.outputs[0].name
-            _shift(model, node, self._means[id(node)] - channel_means(model, [name], feeds)[name])
+            meant = self._means[id(node)] + written[id(node)]
+            _shift(model, node, meant - channel_means(model, [name], feeds)[name])
         if self._probe.difference(model) < error:
             return True
         for node in able:

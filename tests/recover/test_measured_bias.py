@@ -63,7 +63,7 @@ def test_restores_the_means_of_layers_whose_bias_went_astray() -> None:
     rows = [row for row in method.propose(model, context) if isinstance(row, Proposal)]
     method.apply(model, [row for row in rows if row.setting == "integer"], context)
     biased(model, 300)
-    assert means.correct(model, convolutions, feeds)
+    assert means.correct(model, [(node, 0.0) for node in convolutions], feeds)
     found = channel_means(model, [node.outputs[0].name for node in convolutions], feeds)
     for (name, mean), node in zip(wanted.items(), convolutions, strict=True):
         scale = float(np.abs(mean).max())
@@ -83,7 +83,7 @@ def test_takes_back_what_brings_the_outputs_no_closer() -> None:
     before = [node.inputs[2].inputs[0].inputs[0].values.copy() for node in convolutions]
     # Means of other images than the model is checked with lead astray.
     blank = [{"image": replace_with_zeros(feed)} for feed in feeds]
-    kept = means.correct(model, convolutions, blank)
+    kept = means.correct(model, [(node, 0.0) for node in convolutions], blank)
     after = [node.inputs[2].inputs[0].inputs[0].values for node in convolutions]
     assert not kept
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
