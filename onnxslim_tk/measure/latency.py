@@ -5,12 +5,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Final
 
 from onnxslim_tk.errors import CalibrationError
-from onnxslim_tk.measure.runtime import Feed, Session
+from onnxslim_tk.measure.runtime import Feed, Opened, Session
 
 _WARM_UP: Final = 2
 _LOADS: Final = 3
@@ -34,7 +33,10 @@ class Latency:
 
 
 def measure_latency(
-    original: bytes | Path, result: bytes | Path, feeds: Sequence[Feed], repeats: int = 15
+    original: Opened,
+    result: Opened,
+    feeds: Sequence[Feed],
+    repeats: int = 15,
 ) -> Latency:
     """Time both models on ``feeds`` in turn: original, result, original, result, ...
 
@@ -73,7 +75,7 @@ def _run(session: Session, feed: Feed, runs: int) -> None:
         session.run(feed)
 
 
-def _load_ratio(original: bytes | Path, result: bytes | Path) -> float:
+def _load_ratio(original: Opened, result: Opened) -> float:
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(_LOADS):
         for model, timed in zip((original, result), times, strict=True):

@@ -10,8 +10,9 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxslim_tk.graph.layers import Layer, layers
-from onnxslim_tk.graph.model import Model, to_proto
+from onnxslim_tk.graph.model import Model, to_parts
 from onnxslim_tk.graph.order import captured_names
+from onnxslim_tk.graph.weights import Stored
 from onnxslim_tk.kernels.ranges import Histogram
 from onnxslim_tk.measure.runtime import Feed, Session
 
@@ -48,13 +49,13 @@ class Statistics:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def with_outputs(model: Model, names: Iterable[str]) -> bytes:
-    """The model as bytes with ``names`` as its only outputs; nodes that none needs are left out."""
-    proto = to_proto(model)
+def with_outputs(model: Model, names: Iterable[str]) -> Stored:
+    """The model with ``names`` as its only outputs; nodes that none needs are left out."""
+    proto, weights = to_parts(model)
     del proto.graph.output[:]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     _prune(proto.graph)
-    return bytes(proto.SerializeToString())
+    return Stored(proto.SerializeToString(), weights)
 
 
 def _prune(graph: onnx.GraphProto) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from onnxslim_tk.graph.edit import constants
 from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.model import Model
+from onnxslim_tk.graph.weights import Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +28,22 @@ class Size:
     macs: int | None
 
 
-def size_of(data: bytes, model: Model, shapes: Mapping[str, tuple[int, ...]]) -> Size:
-    """The figures of a file with content ``data`` that opens as ``model``."""
+def size_of(data: bytes | Stored, model: Model, shapes: Mapping[str, tuple[int, ...]]) -> Size:
+    """The figures of the files of ``data``, which open as ``model``."""
     counted = [layer.macs(shapes) for layer in layers(model) if not layer.path]
     known = [macs for macs in counted if macs is not None]
     return Size(
         file_bytes=len(data),
-        gzip_bytes=len(zlib.compress(data, 6)),
+        gzip_bytes=_zipped(data),
         parameters=parameters(model),
         macs=sum(known) if shapes and len(known) == len(counted) else None,
     )
+
+
+def _zipped(data: bytes | Stored) -> int:
+    packer = zlib.compressobj(6)
+    pieces = [data] if isinstance(data, bytes) else data.pieces()
+    return sum(len(packer.compress(piece)) for piece in pieces) + len(packer.flush())
 
 
 def parameters(model: Model) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
+from onnxslim_tk.graph.weights import Stored
 from onnxslim_tk.measure.fidelity import OutputFidelity, compare
 from onnxslim_tk.measure.kinds import OutputKind
 from onnxslim_tk.measure.latency import Latency, measure_latency
@@ -74,8 +75,8 @@ class Validation:
 
 
 def faithfulness(
-    original: bytes,
-    result: bytes,
+    original: bytes | Stored,
+    result: bytes | Stored,
     samples: Samples,
     metric: Metric | None,
     kinds: Mapping[str, OutputKind],
@@ -99,8 +100,8 @@ def faithfulness(
 
 
 def validate_files(
-    original: tuple[bytes, Model],
-    result: tuple[bytes, Model],
+    original: tuple[bytes | Stored, Model],
+    result: tuple[bytes | Stored, Model],
     feeds: tuple[Feed, ...],
     faithful: Faithfulness | None,
     shapes: tuple[Mapping[str, tuple[int, ...]], Mapping[str, tuple[int, ...]]],

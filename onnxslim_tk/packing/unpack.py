@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
+from onnxslim_tk.graph.weights import LARGEST, Weights
 from onnxslim_tk.packing.decode import evaluate
 from onnxslim_tk.packing.inspect import inspect
 from onnxslim_tk.packing.operators import OPERATORS, Array, UndecodableError, attribute
@@ -54,7 +55,7 @@ _Steps = dict[Key, _Step]
 _Stored = dict[Key, TensorProto]
 
 
-def unpack(model: onnx.ModelProto) -> int:
+def unpack(model: onnx.ModelProto, weights: Weights | None = None) -> int:
     """Make the constants of ``model`` plain initializers, in place; return how many it made.
 
     Constant nodes become initializers, and every value that storage operators compute from
@@ -62,7 +63,10 @@ def unpack(model: onnx.ModelProto) -> int:
     and scale stay apart: DequantizeLinear is never evaluated, nor is a multiplication that scales
     small integers or the few values of a codebook; only what feeds it is decoded. Left alone are
     graph outputs, other domains, outputs above 1 GiB, and models of IR version 3 and below.
+    ``weights`` holds values outside the message, and takes up the big ones that are made; what
+    only names or reshapes a weight shares its array.
     """
+    weights = Weights(LARGEST) if weights is None else weights
     if model.ir_version < 4:
         return 0
     found = scopes(model)
@@ -73,7 +77,7 @@ def unpack(model: onnx.ModelProto) -> int:
     blocked: set[Key] = set()
     touched: set[Key] = set()
     while True:
-        stored = _stored(found)
+        stored = _stored(found, weights)
         steps = _steps(found, stored, blocked)
         scaled = _scaled(steps, stored)
         if scaled:
@@ -83,13 +87,14 @@ def unpack(model: onnx.ModelProto) -> int:
         decoded: list[tuple[_Step, TensorProto]] = []
         for step in _ends(found, steps):
             try:
-                decoded.append((step, _decode(step, steps, stored, opset)))
+                value = _decode(step, steps, stored, opset, weights)
+                decoded.append((step, _tensor(step, value, weights)))
             except _StuckError as stuck:
                 failed.add(stuck.key)
         _keep(decoded, touched)
         made += len(decoded)
         if not failed:
-            _prune(found, blocked, touched)
+            _prune(found, blocked, touched, weights)
             return made
         blocked |= failed
 
@@ -137,16 +142,16 @@ def _constant_value(value: AttributeProto) -> TensorProto | None:
     return None
 
 
-def _stored(found: list[Scope]) -> _Stored:
-    """Return the initializers that nobody can override and whose data the model holds."""
+def _stored(found: list[Scope], weights: Weights) -> _Stored:
+    """Return the initializers that nobody can override."""
     return {
         (scope, tensor.name): tensor
         for scope in found
         for inputs in [{v.name for v in scope.graph.input}]
         for tensor in scope.graph.initializer
         if tensor.name not in inputs
-        and tensor.data_location != TensorProto.EXTERNAL
         and tensor.data_type != TensorProto.STRING
+        and weights.holds(tensor)
     }
 
 
@@ -217,7 +222,7 @@ def _ends(found: list[Scope], steps: _Steps) -> Iterator[_Step]:
     return (step for key, step in steps.items() if key in read)
 
 
-def _decode(end: _Step, steps: _Steps, stored: _Stored, opset: int) -> TensorProto:
+def _decode(end: _Step, steps: _Steps, stored: _Stored, opset: int, weights: Weights) -> Array:
     needed: set[Key] = set()
     waiting = [end.key]
     while waiting:
@@ -230,7 +235,7 @@ def _decode(end: _Step, steps: _Steps, stored: _Stored, opset: int) -> TensorPro
         step = steps[key]
         for source in step.inputs:
             if source not in values:
-                values[source] = numpy_helper.to_array(stored[source])
+                values[source] = weights.values(stored[source])
         inputs = [values[source] for source in step.inputs]
         try:
             values[key] = evaluate(step.node, inputs, opset)
@@ -241,7 +246,17 @@ def _decode(end: _Step, steps: _Steps, stored: _Stored, opset: int) -> TensorPro
     value = values[end.key]
     if value.dtype.kind not in _PLAIN_KINDS and value.dtype.name != "bfloat16":
         raise _StuckError(end.key)
-    return numpy_helper.from_array(np.asarray(value, order="C"), end.key[1])
+    return value
+
+
+def _tensor(end: _Step, value: Array, weights: Weights) -> TensorProto:
+    """The initializer that takes the place of a chain."""
+    element: TensorProto.DataType = helper.np_dtype_to_tensor_dtype(value.dtype)
+    tensor = TensorProto(name=end.key[1], data_type=element, dims=value.shape)
+    # Only the outermost graph's initializers may lie outside.
+    keeper = weights if end.scope.parent is None else Weights(LARGEST)
+    keeper.put(tensor, value)
+    return tensor
 
 
 def _scales_codebook(inputs: list[Array], product: Array) -> bool:
@@ -263,9 +278,9 @@ def _keep(decoded: list[tuple[_Step, TensorProto]], touched: set[Key]) -> None:
         _delete_nodes(scope, names)
 
 
-def _prune(found: list[Scope], blocked: set[Key], touched: set[Key]) -> None:
+def _prune(found: list[Scope], blocked: set[Key], touched: set[Key], weights: Weights) -> None:
     """Take away the steps and the initializers that only served what is decoded now."""
-    steps = _steps(found, _stored(found), blocked)
+    steps = _steps(found, _stored(found, weights), blocked)
     uses: Counter[Key | None] = Counter()
     for scope in found:
         uses.update(_keys(scope, [v.name for v in scope.graph.output]))

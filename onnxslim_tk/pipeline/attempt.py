@@ -7,11 +7,12 @@ from pathlib import Path
 
 from onnxslim_tk.errors import CalibrationError, SessionError
 from onnxslim_tk.graph.model import Model
+from onnxslim_tk.graph.weights import Stored
 from onnxslim_tk.measure.runtime import Feed, Session, TensorInfo
 from onnxslim_tk.measure.samples import Samples, Split, random_feed, split
 from onnxslim_tk.measure.validate import Faithfulness, faithfulness
 from onnxslim_tk.packing import PackedTensor
-from onnxslim_tk.pipeline.files import packed, provenance
+from onnxslim_tk.pipeline.files import packed, provenance, unchanged
 from onnxslim_tk.pipeline.options import Options
 from onnxslim_tk.pipeline.stages import Chooser, Setting, carry_out
 from onnxslim_tk.pipeline.stepping import TOLERANCES, Asking, Stepping, lossless
@@ -23,12 +24,12 @@ from onnxslim_tk.version import VERSION
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A result: its bytes, the model they open as, how it came about.
+    """A result as it will lie in files, the model that opens as, how it came about.
 
     ``steps`` counts the steps back before it; ``only_tidied`` says that no lossy row is in it.
     """
 
-    data: bytes
+    data: Stored
     model: Model
     plan: Plan
     packed: tuple[PackedTensor, ...]
@@ -42,15 +43,17 @@ class Workshop:
     def __init__(
         self,
         source: Path,
-        data: bytes,
+        data: Stored,
         model: Model,
         inputs: Sequence[TensorInfo],
         recipe: Recipe,
         samples: Samples | None,
         options: Options,
+        name: str = "model.onnx",
     ) -> None:
         self.source, self.data, self.model, self.inputs = source, data, model, inputs
         self.recipe, self.samples, self.options = recipe, samples, options
+        self.name = name
 
     @cached_property
     def parts(self) -> Split | None:
@@ -69,7 +72,7 @@ class Workshop:
             return self.parts.calibrate.feeds[0]
         try:
             feed = random_feed(self.inputs, self.options.seed)
-            Session(self.source).run(feed)
+            Session(self.data).run(feed)
         except (CalibrationError, SessionError):
             return None
         return feed
@@ -88,13 +91,13 @@ class Workshop:
         stages = carry_out(model, setting, choose)
         origin = provenance(self.model, VERSION, self.options.seed, recipe_data(self.recipe))
         self.options.progress("pack", 0, 1)
-        data, changed = packed(model, origin)
+        data, changed = packed(model, origin, self.name)
         self.options.progress("pack", 1, 1)
         made = Plan(self.model.source_sha256, self.recipe, self.options.seed, stages)
         lossy = any(row.error > 0 for stage in stages for row in stage.rows)
         return Attempt(data, model, made, tuple(changed), steps, steps > 0 and not lossy)
 
-    def existing(self, data: bytes, model: Model) -> Attempt:
+    def existing(self, data: Stored, model: Model) -> Attempt:
         """A result that lies there already."""
         none = Plan(self.model.source_sha256, self.recipe, self.options.seed, ())
         return Attempt(data, model, none, ())
@@ -105,7 +108,8 @@ class Workshop:
 
     def untouched(self, steps: int) -> Attempt:
         """The original itself."""
-        return replace(self.existing(self.data, self.model), steps=steps, only_tidied=True)
+        attempt = self.existing(unchanged(self.data, self.name), self.model)
+        return replace(attempt, steps=steps, only_tidied=True)
 
     def best(self) -> Attempt:
         """The first attempt that keeps the budget on the samples for choosing.

@@ -1,6 +1,5 @@
 """The last word: an attempt measured on the samples that nothing was chosen by."""
 
-import hashlib
 import time
 
 from onnxslim_tk.graph.model import Model
@@ -46,8 +45,8 @@ def judge(shop: Workshop, attempt: Attempt, started: float, everything: bool = F
     return Report(
         version=VERSION,
         runtime=runtime_version(),
-        source_sha256=hashlib.sha256(shop.data).hexdigest(),
-        result_sha256=hashlib.sha256(attempt.data).hexdigest(),
+        source_sha256=shop.data.sha256,
+        result_sha256=attempt.data.sha256,
         recipe=shop.recipe.name,
         seed=shop.options.seed,
         samples=counts,
@@ -79,7 +78,7 @@ def _warnings(shop: Workshop, attempt: Attempt, counts: Counts | None) -> list[s
             f"{counts.judge} samples are too few to split: the result was judged on samples that "
             "it was made with"
         )
-    if attempt.data == shop.data:
+    if attempt.model is shop.model:
         cause = "nothing made the file smaller"
         if attempt.steps:
             cause = "no compressed model kept the budget, and tidying saved nothing"

@@ -15,6 +15,7 @@ from onnxslim_tk.pipeline.files import (
     parse,
     read_model,
     stored_provenance,
+    unchanged,
     write_file,
 )
 from onnxslim_tk.pipeline.judge import judge
@@ -94,7 +95,7 @@ def validate(original: PathLike, result: PathLike, options: Options = _PLAIN) ->
     started = time.process_time()
     shop = _open(Path(original), Recipe("none", ()), options, None)
     data = read_model(Path(result))
-    attempt = shop.existing(data, parse(data, Path(result)))
+    attempt = shop.existing(data, parse(data))
     return judge(shop, attempt, started, everything=True)
 
 
@@ -106,12 +107,12 @@ def pack(source: PathLike, result: PathLike) -> tuple[PackedTensor, ...]:
     """
     data = read_model(Path(source))
     _check_target(Path(source), Path(result))
-    Session(Path(source))
-    model = parse(data, Path(source))
-    smaller, changed = packed(model, stored_provenance(model))
+    Session(data)
+    model = parse(data)
+    smaller, changed = packed(model, stored_provenance(model), Path(result).name)
     Session(smaller)
     if len(smaller) >= len(data):
-        write_file(data, Path(result))
+        write_file(unchanged(data, Path(result).name), Path(result))
         return ()
     write_file(smaller, Path(result))
     return tuple(changed)
@@ -122,8 +123,8 @@ def _open(source: Path, recipe: str | Recipe, options: Options, result: Path | N
     if result is not None:
         _check_target(source, result)
     chosen = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, PASSES)
-    model = parse(data, source)
-    session = Session(source)
+    model = parse(data)
+    session = Session(data)
     samples = options.calibration
     if samples is not None and not isinstance(samples, Samples):
         samples = read_samples(
@@ -136,7 +137,8 @@ def _open(source: Path, recipe: str | Recipe, options: Options, result: Path | N
         raise RecipeError("budget: max drop needs a metric to be measured by, none is given")
     if options.metric is not None and (samples is None or samples.labels is None):
         raise CalibrationError(f"metric: {options.metric.name} needs samples with labels")
-    return Workshop(source, data, model, session.inputs, chosen, samples, options)
+    name = source.name if result is None else result.name
+    return Workshop(source, data, model, session.inputs, chosen, samples, options, name)
 
 
 def _check_target(source: Path, result: Path) -> None:
