@@ -40,7 +40,7 @@ def write_mlp(folder: Path, layers: int, width: int = _WIDTH) -> Path:
             graph.node.append(helper.make_node("MatMul", [value, f"w{k}"], [f"m{k}"]))
             graph.node.append(helper.make_node("Relu", [f"m{k}"], [made]))
             value = made
-    shape = ["N", width]
+    shape: list[int | str | None] = ["N", width]
     graph.input.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, shape))
     graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, shape))
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])

@@ -1,21 +1,48 @@
 """``optimize``: compress, validate, write."""
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from onnxslim_tk import pipeline
 
-from .options import Choices, Showing, Source, Target, check_targets
+from .options import Choices, MaybeTarget, Showing, Source, check_targets
 from .outcome import deliver
 from .progress import Steps
 
 
-def optimize(source: Source, result: Target, choices: Choices, showing: Showing) -> None:
+def optimize(
+    source: Source,
+    choices: Choices,
+    showing: Showing,
+    result: MaybeTarget = None,
+    in_place: Annotated[
+        bool,
+        typer.Option("--in-place", help="Let the result take IN's place; OUT may be left out."),
+    ] = False,
+) -> None:
     """Compress the model IN and write it to OUT, if it keeps the budget.
 
     Where nothing compressed does, OUT is the tidied model. Exit code 3 says that not even that
     keeps the budget.
     """
-    check_targets(source, {"OUT": result, "--report": showing.report})
+    target = _target(source, result, in_place)
+    check_targets(source, {"OUT": target, "--report": showing.report}, in_place)
     recipe = choices.chosen()
     with Steps(showing.silent) as steps:
-        options = choices.options(source, choices.seed, steps)
-        report = pipeline.optimize(source, result, recipe, options)
+        options = replace(choices.options(source, choices.seed, steps), in_place=in_place)
+        report = pipeline.optimize(source, target, recipe, options)
     deliver(report, showing, options.kinds)
+
+
+def _target(source: Path, result: Path | None, in_place: bool) -> Path:
+    """Where the result goes; raises typer.BadParameter where that isn't said, or said twice."""
+    if result is None and not in_place:
+        raise typer.BadParameter("a name for the result is needed, or --in-place", param_hint="OUT")
+    if result is not None and in_place and result.resolve() != source.resolve():
+        raise typer.BadParameter(
+            f"{result} is another file than {source}; leave it out", param_hint="--in-place"
+        )
+    return source if result is None else result

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from onnxslim_tk.errors import CalibrationError, ModelError, RecipeError
+from onnxslim_tk.graph.weights import Stored, entry
 from onnxslim_tk.measure.runtime import Session
 from onnxslim_tk.measure.samples import Samples, read_samples
 from onnxslim_tk.packing import PackedTensor
@@ -106,7 +107,7 @@ def pack(source: PathLike, result: PathLike) -> tuple[PackedTensor, ...]:
     must be able to load both files.
     """
     data = read_model(Path(source))
-    _check_target(Path(source), Path(result))
+    _check_target(Path(source), data, Path(result), in_place=False)
     Session(data)
     model = parse(data)
     smaller, changed = packed(model, stored_provenance(model), Path(result).name)
@@ -121,7 +122,7 @@ def pack(source: PathLike, result: PathLike) -> tuple[PackedTensor, ...]:
 def _open(source: Path, recipe: str | Recipe, options: Options, result: Path | None) -> Workshop:
     data = read_model(source)
     if result is not None:
-        _check_target(source, result)
+        _check_target(source, data, result, options.in_place)
     chosen = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, PASSES)
     model = parse(data)
     session = Session(data)
@@ -141,10 +142,17 @@ def _open(source: Path, recipe: str | Recipe, options: Options, result: Path | N
     return Workshop(source, data, model, session.inputs, chosen, samples, options, name)
 
 
-def _check_target(source: Path, result: Path) -> None:
+def _check_target(source: Path, data: Stored, result: Path, in_place: bool) -> None:
     if not result.parent.is_dir():
         raise ModelError(f"model: the folder {result.parent} does not exist")
     if result.is_dir():
         raise ModelError(f"model: {result} is a folder; a file name is needed")
-    if result.exists() and result.samefile(source):
-        raise ModelError(f"model: {result} is the source itself; give the result another name")
+    if not result.exists():
+        return
+    if result.samefile(source) and not in_place:
+        raise ModelError(
+            f"model: {result} is the source itself; give the result another name, or say --in-place"
+        )
+    beside = {entry(tensor, "location") for tensor in data.apart()}
+    if any(result.samefile(source.parent / location) for location in beside):
+        raise ModelError(f"model: {result} holds data of the source; give the result another name")
