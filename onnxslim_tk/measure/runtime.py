@@ -58,6 +58,8 @@ _NOISE: Final = re.compile(
 _LONGEST_MESSAGE: Final = 400
 _BIG: Final = 1 << 28
 """Bytes of weights from which on the runtime is lent arrays instead of one message."""
+_TOGETHER: Final = 1 << 30
+"""Bytes of models that are loaded at once; bigger ones are one after the other."""
 _LENT: Final = 1 << 20
 """Bytes of the smallest array that is lent: the runtime reads small constants while it loads."""
 
@@ -130,6 +132,12 @@ def running_operators(model: Opened) -> Counter[str]:
         _open(model, options)
         proto = onnx.load(path, load_external_data=False)
     return Counter(_operators(proto.graph))
+
+
+def fit_together(*models: Opened) -> bool:
+    """Whether models are small enough for their sessions to be open side by side."""
+    sizes = (m.stat().st_size if isinstance(m, Path) else len(m) for m in models)
+    return sum(sizes) <= _TOGETHER
 
 
 def runtime_version() -> str:

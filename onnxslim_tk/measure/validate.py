@@ -1,21 +1,21 @@
 """A result held beside its original: size, speed, outputs, layers, and a task metric."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from onnxslim_tk.graph.layers import Layer, layers
-from onnxslim_tk.graph.model import Model
+from onnxslim_tk.graph.model import Model, to_stored
 from onnxslim_tk.graph.weights import Stored
-from onnxslim_tk.measure.fidelity import OutputFidelity, compare
+from onnxslim_tk.measure.fidelity import OutputFidelity, Runner, compare
 from onnxslim_tk.measure.kinds import OutputKind
 from onnxslim_tk.measure.latency import Latency, measure_latency
 from onnxslim_tk.measure.metrics import Drop, Metric, paired_drop
 from onnxslim_tk.measure.observe import fetch, inner_tensors
-from onnxslim_tk.measure.runtime import Feed, Session, running_operators
+from onnxslim_tk.measure.runtime import Feed, Session, fit_together, running_operators
 from onnxslim_tk.measure.samples import Samples
 from onnxslim_tk.measure.size import Size, size_of
 from onnxslim_tk.measure.slices import decibels
@@ -88,15 +88,23 @@ def faithfulness(
     Raises SessionError where a file doesn't run, CalibrationError where labels don't fit.
     """
     wanted = metric is not None and samples.labels is not None
-    found = compare(
-        Session(original).run, Session(result).run, samples, kinds, progress, keep_primary=wanted
-    )
+    if fit_together(original, result):
+        reference: Runner = Session(original).run
+    else:
+        reference = _recorded(Session(original).run, samples)
+    found = compare(reference, Session(result).run, samples, kinds, progress, keep_primary=wanted)
     drop = None
     if metric is not None and samples.labels is not None:
         drop = paired_drop(
             metric, found.original_primary, found.result_primary, samples.labels, seed
         )
     return Faithfulness(found.outputs, metric.name if drop and metric else None, drop, len(samples))
+
+
+def _recorded(run: Runner, samples: Samples) -> Runner:
+    """What ``run`` gives for each of ``samples`` in turn, kept so that its model may go."""
+    values = iter([run(feed) for feed in samples.feeds])
+    return lambda _: next(values)
 
 
 def validate_files(
@@ -146,7 +154,9 @@ def layer_errors(original: Model, result: Model, feeds: tuple[Feed, ...]) -> tup
         return ()
     energy: dict[str, float] = {}
     error: dict[str, float] = {}
-    references = fetch(original, [name for _, name, _ in pairs], feeds)
+    references: Iterable[dict[str, Any]] = fetch(original, [name for _, name, _ in pairs], feeds)
+    if not fit_together(to_stored(original), to_stored(result)):
+        references = list(references)
     values = fetch(result, [settled for _, _, settled in pairs], feeds)
     for reference, value in zip(references, values, strict=True):
         for _, name, settled in pairs:

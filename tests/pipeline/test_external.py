@@ -12,8 +12,7 @@ from onnxslim_tk.graph.edit import constants
 from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.model import to_parts, to_stored
 from onnxslim_tk.measure.runtime import Session
-from onnxslim_tk.pipeline import load, optimize, pack, save
-from onnxslim_tk.pipeline import external, files
+from onnxslim_tk.pipeline import external, files, load, optimize, pack, save
 from onnxslim_tk.pipeline.files import packed, parse, read_model, write_file
 from tests.models import mlp, normal
 
@@ -89,7 +88,8 @@ def test_what_takes_more_than_one_file_gets_a_data_file(
     out.mkdir()
     save(load(split), out / "big.onnx")
     (name,) = {f.name for f in out.iterdir()} - {"big.onnx"}
-    assert name.startswith("big.onnx.") and name.endswith(".data")
+    assert name.startswith("big.onnx.")
+    assert name.endswith(".data")
     np.testing.assert_array_equal(ran(out / "big.onnx"), ran(split))
     onnx.checker.check_model(out / "big.onnx", full_check=True)
     again = {layer.id: layer.weight for layer in layers(load(out / "big.onnx"))}
