@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -83,6 +84,28 @@ class Model:
         return twin
 
 
+def drop_listed_weights(proto: onnx.ModelProto) -> None:
+    """Make constants of weights that are listed as inputs by habit, in place.
+
+    Exporters of IR version 3 had to list all weights, and some go on doing so. Where only some
+    initializers are inputs too, or the weights proper are constants, they are meant to be
+    overridden and stay.
+    """
+    listed = {tensor.name: prod(tensor.dims) for tensor in proto.graph.initializer}
+    inputs = {value.name for value in proto.graph.input}
+    if not listed:
+        return
+    if proto.ir_version >= _SEPARATE_WEIGHTS:
+        constants = [node.attribute[0].t for node in proto.graph.node if node.op_type == "Constant"]
+        others = max((prod(tensor.dims) for tensor in constants), default=0)
+        if not listed.keys() <= inputs or others > max(listed.values()):
+            return
+    proto.ir_version = max(proto.ir_version, _SEPARATE_WEIGHTS)
+    for index in reversed(range(len(proto.graph.input))):
+        if proto.graph.input[index].name in listed:
+            del proto.graph.input[index]
+
+
 def from_proto(
     proto: onnx.ModelProto, source: bytes | Stored, weights: Weights | None = None
 ) -> Model:
@@ -118,6 +141,7 @@ def _wrap(proto: onnx.ModelProto, weights: Weights, sha256: str, size: int) -> M
         else:
             getattr(header, descriptor.name).extend(value)
     header.graph.CopyFrom(graph_note(proto.graph))
+    header.graph.initializer.extend(_take_defaults(proto, weights))
     outer, taken = _weight_names(proto.graph), set(names_in(proto.graph))
     graph, notes = _opened(proto, weights)
     return Model(
@@ -130,6 +154,22 @@ def _wrap(proto: onnx.ModelProto, weights: Weights, sha256: str, size: int) -> M
         outer=outer,
         taken=taken,
     )
+
+
+def _take_defaults(proto: onnx.ModelProto, weights: Weights) -> list[onnx.TensorProto]:
+    """Take away the initializers that a run may override, for which they are inputs too.
+
+    What may be another at each run is no constant. Before version 4, runtimes override none.
+    """
+    if proto.ir_version < _SEPARATE_WEIGHTS:
+        return []
+    inputs = {value.name for value in proto.graph.input}
+    taken = []
+    for index in reversed(range(len(proto.graph.initializer))):
+        if proto.graph.initializer[index].name in inputs:
+            taken.append(weights.filled(proto.graph.initializer[index]))
+            del proto.graph.initializer[index]
+    return taken[::-1]
 
 
 def _opened(proto: onnx.ModelProto, weights: Weights) -> tuple[Graph, Notes]:
@@ -182,6 +222,7 @@ def replace_graph(model: Model, proto: onnx.ModelProto, weights: Weights) -> Non
 
     Names of nodes' outputs tell what the notes and origins belong to.
     """
+    _take_defaults(proto, weights)
     model.outer = _weight_names(proto.graph)
     model.taken.update(names_in(proto.graph))
     model.graph, notes = _opened(proto, weights)
@@ -263,9 +304,10 @@ def to_parts(model: Model) -> tuple[onnx.ModelProto, Weights]:
     if proto.graph.initializer:
         # Before version 4, initializers had to be inputs as well, and so were no constants.
         proto.ir_version = max(proto.ir_version, _SEPARATE_WEIGHTS)
+    _drop_inner_types(proto.graph)
     put_back_graph(proto.graph, model.header.graph)
     put_back(proto.graph, "", model.notes)
-    _drop_inner_types(proto.graph)
+    proto.graph.initializer.extend(t for t in model.header.graph.initializer if t.data_type)
     sort_nodes(proto.graph)
     return proto, weights
 

@@ -70,9 +70,14 @@ def _prune(graph: onnx.GraphProto) -> None:
         copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in reversed(kept)]
         del graph.node[:]
         graph.node.extend(copies)
+        unused = {t.name for t in graph.initializer} - needed
         used = [onnx.TensorProto.FromString(t.SerializeToString()) for t in graph.initializer]
         del graph.initializer[:]
         graph.initializer.extend(t for t in used if t.name in needed)
+        # An input without its default would have to be fed.
+        inputs = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in graph.input]
+        del graph.input[:]
+        graph.input.extend(value for value in inputs if value.name not in unused)
 
 
 def inner_tensors(model: Model) -> list[str]:

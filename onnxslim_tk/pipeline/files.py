@@ -11,7 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from onnxslim_tk.errors import ModelError
-from onnxslim_tk.graph.model import Model, from_proto, to_parts
+from onnxslim_tk.graph.model import Model, drop_listed_weights, from_proto, to_parts
 from onnxslim_tk.graph.weights import Stored
 from onnxslim_tk.packing import PackedTensor, pack, unpack
 from onnxslim_tk.pipeline.external import (
@@ -50,6 +50,7 @@ def parse(data: bytes | Stored) -> Model:
     proto = _proto(stored.head, name)
     weights = stored.weights.copy()
     take_in(proto, weights)
+    drop_listed_weights(proto)
     for tensor in proto.graph.initializer:
         weights.lift(tensor)
     unpack(proto, weights)
