@@ -31,7 +31,8 @@ Node = Any
 Tensor = Any
 """An ``onnx_graphsurgeon`` Constant or Variable: compare with ``is``, equality goes by name."""
 
-_SEPARATE_WEIGHTS: Final = 4
+SEPARATE_WEIGHTS: Final = 4
+"""IR version from which on weights need not be inputs, and those that are can be fed."""
 _PLAIN_KINDS: Final = "iufb"
 _DIGITS: Final = "abcdefghijklmnopqrstuvwxyz"
 
@@ -95,12 +96,12 @@ def drop_listed_weights(proto: onnx.ModelProto) -> None:
     inputs = {value.name for value in proto.graph.input}
     if not listed:
         return
-    if proto.ir_version >= _SEPARATE_WEIGHTS:
+    if proto.ir_version >= SEPARATE_WEIGHTS:
         constants = [node.attribute[0].t for node in proto.graph.node if node.op_type == "Constant"]
         others = max((prod(tensor.dims) for tensor in constants), default=0)
         if not listed.keys() <= inputs or others > max(listed.values()):
             return
-    proto.ir_version = max(proto.ir_version, _SEPARATE_WEIGHTS)
+    proto.ir_version = max(proto.ir_version, SEPARATE_WEIGHTS)
     for index in reversed(range(len(proto.graph.input))):
         if proto.graph.input[index].name in listed:
             del proto.graph.input[index]
@@ -161,7 +162,7 @@ def _take_defaults(proto: onnx.ModelProto, weights: Weights) -> list[onnx.Tensor
 
     What may be another at each run is no constant. Before version 4, runtimes override none.
     """
-    if proto.ir_version < _SEPARATE_WEIGHTS:
+    if proto.ir_version < SEPARATE_WEIGHTS:
         return []
     inputs = {value.name for value in proto.graph.input}
     taken = []
@@ -298,12 +299,16 @@ def to_parts(model: Model) -> tuple[onnx.ModelProto, Weights]:
         else:
             del getattr(proto, descriptor.name)[:]
             getattr(proto, descriptor.name).extend(value)
+    for name in ("producer_name", "producer_version"):
+        # The library writes these even where they are empty.
+        if not model.header.HasField(name):
+            proto.ClearField(name)
     for entry in proto.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = opset
     if proto.graph.initializer:
         # Before version 4, initializers had to be inputs as well, and so were no constants.
-        proto.ir_version = max(proto.ir_version, _SEPARATE_WEIGHTS)
+        proto.ir_version = max(proto.ir_version, SEPARATE_WEIGHTS)
     _drop_inner_types(proto.graph)
     put_back_graph(proto.graph, model.header.graph)
     put_back(proto.graph, "", model.notes)

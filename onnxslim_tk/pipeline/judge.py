@@ -2,7 +2,7 @@
 
 import time
 
-from onnxslim_tk.graph.model import Model
+from onnxslim_tk.graph.model import SEPARATE_WEIGHTS, Model
 from onnxslim_tk.measure.observe import observed_shapes
 from onnxslim_tk.measure.runtime import Feed, runtime_version
 from onnxslim_tk.measure.validate import validate_files
@@ -77,6 +77,14 @@ def _warnings(shop: Workshop, attempt: Attempt, counts: Counts | None) -> list[s
         found.append(
             f"{counts.judge} samples are too few to split: the result was judged on samples that "
             "it was made with"
+        )
+    proto = shop.data.proto()
+    kept = {tensor.name for tensor in shop.model.graph.inputs}
+    listed = sum(value.name not in kept for value in proto.graph.input)
+    if listed and proto.ir_version >= SEPARATE_WEIGHTS and attempt.model is not shop.model:
+        found.append(
+            f"{listed} weights are listed as inputs in the original: they are constants in the "
+            "result, and can't be fed"
         )
     if attempt.model is shop.model:
         cause = "nothing made the file smaller"

@@ -58,6 +58,10 @@ def plain() -> onnx.ModelProto:
     return model
 
 
+def body_of(model: onnx.ModelProto) -> onnx.GraphProto:
+    return next(node for node in model.graph.node if node.op_type == "If").attribute[0].g
+
+
 def meta(message: Any, text: str) -> None:
     message.metadata_props.add(key=f"{text} key", value=f"{text} value")
     message.metadata_props.add(key=f"{text} empty", value="")
@@ -70,13 +74,13 @@ def header(model: onnx.ModelProto) -> None:
 
 
 def graphs(model: onnx.ModelProto) -> None:
-    for graph in (model.graph, model.graph.node[1].attribute[0].g):
+    for graph in (model.graph, body_of(model)):
         meta(graph, graph.name)
         graph.doc_string = f"doc of {graph.name}"
 
 
 def nodes(model: onnx.ModelProto) -> None:
-    body = model.graph.node[1].attribute[0].g
+    body = body_of(model)
     for node in (*model.graph.node, *body.node):
         meta(node, node.op_type)
         node.doc_string = f"doc of {node.op_type}"
@@ -97,10 +101,10 @@ def tensors(model: onnx.ModelProto) -> None:
     model.graph.initializer.append(big)
     model.graph.node.append(helper.make_node("MatMul", ["x", "big"], ["z"]))
     model.graph.output.append(INFO("z", 1, ["N", 1024]))
-    for tensor in (*model.graph.initializer, model.graph.node[1].attribute[0].g.initializer):
-        for one in [tensor] if isinstance(tensor, TensorProto) else tensor:
-            meta(one, one.name)
-            one.doc_string = f"doc of {one.name}"
+    body = body_of(model)
+    for tensor in (*model.graph.initializer, *body.initializer):
+        meta(tensor, tensor.name)
+        tensor.doc_string = f"doc of {tensor.name}"
 
 
 def ports(model: onnx.ModelProto) -> None:
@@ -112,7 +116,7 @@ def ports(model: onnx.ModelProto) -> None:
 
 
 def annotations(model: onnx.ModelProto) -> None:
-    for graph in (model.graph, model.graph.node[1].attribute[0].g):
+    for graph in (model.graph, body_of(model)):
         found = graph.quantization_annotation.add(tensor_name="w")
         found.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="scale")
 
@@ -160,7 +164,7 @@ def narrow(model: onnx.ModelProto) -> None:
     for kind, size in PACKED_BYTES.items():
         name = TensorProto.DataType.Name(kind).lower()
         for copy, count in (("small", 1), ("big", 4096)):
-            raw = bytes(range(1, size + 1)) * count
+            raw = np.random.default_rng(size).bytes(size * count)
             weight = f"{name}_{copy}"
             tensor = TensorProto(name=weight, data_type=kind, dims=[4 * count], raw_data=raw)
             model.graph.initializer.append(tensor)
@@ -194,13 +198,13 @@ def containers(model: onnx.ModelProto) -> None:
 
 
 def foreign(model: onnx.ModelProto) -> None:
-    first = helper.make_node("Magic", ["m", ""], ["n", ""], domain="vendor", mode=b"\xff\x00")
-    second = helper.make_node("Relu", ["n"], ["o"])
+    first = helper.make_node("Magic", ["m", ""], ["v", ""], domain="vendor", mode=b"\xff\x00")
+    second = helper.make_node("Relu", ["v"], ["o"])
     model.graph.node.extend([first, second])
     model.graph.output.append(INFO("o", 1, None))
     model.opset_import.append(helper.make_opsetid("vendor", 3))
     # Nobody else could tell what type an operator of a vendor gives.
-    model.graph.value_info.append(INFO("n", 1, ["N", "odd", 4]))
+    model.graph.value_info.append(INFO("v", 1, ["N", "odd", 4]))
 
 
 def defaults(model: onnx.ModelProto) -> None:
@@ -242,27 +246,21 @@ def everything() -> onnx.ModelProto:
 
 
 def settled(model: onnx.ModelProto) -> onnx.ModelProto:
-    """``model`` with initializers and attributes, whose order says nothing, in order of names."""
+    """``model`` without what says nothing: the order of weights and attributes, empty words."""
     copy = onnx.ModelProto.FromString(model.SerializeToString())
 
-    def sort(entries: Any) -> None:
-        ordered = sorted((type(e).FromString(e.SerializeToString()) for e in entries), key=named)
-        del entries[:]
-        entries.extend(ordered)
+    def visit(message: Any) -> None:
+        for field, value in message.ListFields():
+            if isinstance(value, str | bytes):
+                if not value:
+                    message.ClearField(field.name)
+            elif field.type == field.TYPE_MESSAGE:
+                for inner in value if field.is_repeated else [value]:
+                    visit(inner)
+                if field.name in ("initializer", "attribute") and field.is_repeated:
+                    value.sort(key=lambda entry: entry.name)
 
-    def named(entry: Any) -> str:
-        return str(entry.name)
-
-    def visit(graph: onnx.GraphProto) -> None:
-        sort(graph.initializer)
-        for node in graph.node:
-            sort(node.attribute)
-            for attribute in node.attribute:
-                visit(attribute.g)
-                if not attribute.g.ByteSize():
-                    attribute.ClearField("g")
-
-    visit(copy.graph)
+    visit(copy)
     return copy
 
 
@@ -385,8 +383,10 @@ def models(draw: st.DrawFn) -> onnx.ModelProto:
         node.domain = "vendor" if op == "Magic" else ""
         if op == "Magic":
             texts = draw(st.lists(WORDS, max_size=2))
-            node.attribute.append(onnx.AttributeProto(name="s", type=3, s=draw(st.binary())))
-            node.attribute.append(onnx.AttributeProto(name="t", type=8, strings=map(str.encode, texts)))
+            node.attribute.append(onnx.AttributeProto(name="s", type="STRING", s=draw(st.binary())))
+            node.attribute.append(
+                onnx.AttributeProto(name="t", type="STRINGS", strings=map(str.encode, texts))
+            )
         made.append(say(node))
         last = f"t{k}"
     dims: list[Any] = draw(st.lists(st.one_of(st.integers(1, 9), st.just("N")), max_size=3))
