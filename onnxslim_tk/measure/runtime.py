@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from onnxslim_tk.errors import ModelError, SessionError
-from onnxslim_tk.graph.weights import Stored, is_apart, is_plain
+from onnxslim_tk.graph.weights import Stored, is_apart, is_plain, tensors
 
 Feed = Mapping[str, NDArray[Any]]
 """One run's inputs by name."""
@@ -175,10 +175,11 @@ def _lent(stored: Stored, options: Any) -> bytes | Path:
         return stored.path
     proto = stored.proto()
     names, values = [], []
-    for tensor in proto.graph.initializer:
+    outermost = len(proto.graph.initializer)
+    for position, tensor in enumerate(tensors(proto)):
         if not is_apart(tensor):
             continue
-        lend = stored.weights.size >= _BIG and is_plain(tensor)
+        lend = stored.weights.size >= _BIG and position < outermost and is_plain(tensor)
         if lend and stored.weights.raw(tensor).nbytes >= _LENT:
             names.append(tensor.name)
             array = np.require(stored.weights.values(tensor), requirements=("C", "A"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from onnxslim_tk.errors import CalibrationError, SessionError
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.graph.weights import Stored
+from onnxslim_tk.measure.foreign import Operator, foreign_operators, runnable_part
 from onnxslim_tk.measure.runtime import Feed, Session, TensorInfo
 from onnxslim_tk.measure.samples import Samples, Split, random_feed, split
 from onnxslim_tk.measure.validate import Faithfulness, faithfulness
@@ -56,6 +57,15 @@ class Workshop:
         self.name = name
 
     @cached_property
+    def foreign(self) -> list[Operator]:
+        """Operators of the original that the runtime lacks."""
+        return foreign_operators(self.model)
+
+    def runnable(self, stored: Stored) -> Stored | None:
+        """What the runtime can run of the original or of a result."""
+        return runnable_part(stored, self.foreign)
+
+    @cached_property
     def parts(self) -> Split | None:
         """The samples split three ways, None without."""
         return None if self.samples is None else split(self.samples, self.options.seed)
@@ -72,7 +82,10 @@ class Workshop:
             return self.parts.calibrate.feeds[0]
         try:
             feed = random_feed(self.inputs, self.options.seed)
-            Session(self.data).run(feed)
+            part = self.runnable(self.data)
+            if part is None:
+                return None
+            Session(part).run(feed)
         except (CalibrationError, SessionError):
             return None
         return feed
@@ -142,18 +155,25 @@ class Workshop:
             found = self.measure(attempt, self.parts.choose, "check")
         except SessionError:
             # A sample that the original cannot run either is not the attempt's fault.
-            original = Session(self.data)
-            for feed in self.parts.choose.feeds:
-                original.run(feed)
+            part = self.runnable(self.data)
+            if part is not None:
+                original = Session(part)
+                for feed in self.parts.choose.feeds:
+                    original.run(feed)
             return False
         return all(check.holds for check in self.checks(found))
 
     def measure(self, attempt: Attempt, samples: Samples, step: str) -> Faithfulness:
-        """Run original and attempt side by side on ``samples``."""
+        """Run original and attempt, or what can be run of them, side by side on ``samples``."""
         progress = self.options.progress
+        before, after = self.runnable(self.data), self.runnable(attempt.data)
+        if before is None or after is None:
+            raise CalibrationError(
+                "samples: there is nothing in the model that they could be run on"
+            )
         return faithfulness(
-            self.data,
-            attempt.data,
+            before,
+            after,
             samples,
             self.options.metric,
             self.options.kinds,

@@ -2,7 +2,11 @@
 
 import time
 
+import onnx
+
+from onnxslim_tk.errors import ModelError
 from onnxslim_tk.graph.model import SEPARATE_WEIGHTS, Model
+from onnxslim_tk.graph.weights import Stored
 from onnxslim_tk.measure.observe import observed_shapes
 from onnxslim_tk.measure.runtime import Feed, runtime_version
 from onnxslim_tk.measure.validate import validate_files
@@ -37,7 +41,10 @@ def judge(shop: Workshop, attempt: Attempt, started: float, everything: bool = F
         found,
         (shapes[0], shapes[1]),
         shop.options.progress,
+        (shop.runnable(shop.data), shop.runnable(attempt.data)),
     )
+    if shop.foreign:
+        check_form(shop.data, attempt.data)
     counts = None
     if parts is not None and judging is not None:
         sizes = (0, 0) if everything else (len(parts.calibrate), len(parts.choose))
@@ -65,8 +72,34 @@ def _shapes(model: Model, feeds: tuple[Feed, ...]) -> dict[str, tuple[int, ...]]
     return observed_shapes(model, feeds[0]) if feeds else {}
 
 
+def check_form(original: Stored, result: Stored) -> None:
+    """Raise ModelError where ONNX's own checker passes the original, but not the result."""
+    messages = []
+    for stored in (original, result):
+        proto = stored.proto()
+        try:
+            if stored.is_single:
+                onnx.checker.check_model(proto)
+            messages.append("")
+        except onnx.checker.ValidationError as error:
+            messages.append(str(error).splitlines()[0])
+    if messages[1] and not messages[0]:
+        raise ModelError(f"model: the result is not valid ONNX: {messages[1]}")
+
+
+def _foreign(shop: Workshop) -> str:
+    names = ", ".join(f"{domain}.{kind}" for domain, kind in shop.foreign[:4])
+    more = f" and {len(shop.foreign) - 4} more" * (len(shop.foreign) > 4)
+    said = f"the runtime lacks {names}{more}: the model cannot be run to its end; "
+    if shop.runnable(shop.data) is None:
+        return said + "only the form of the result and its weights were checked"
+    if shop.samples is None:
+        return said + "what comes before runs, the rest was checked by its form alone"
+    return said + "the result was judged by the tensors that go into these operators"
+
+
 def _warnings(shop: Workshop, attempt: Attempt, counts: Counts | None) -> list[str]:
-    found = []
+    found = [_foreign(shop)] if shop.foreign else []
     if shop.samples is None:
         made = "only methods that need none were used, and " if attempt.plan.stages else ""
         found.append(

@@ -1,11 +1,13 @@
 """The verbs: optimize, plan, apply and validate, each the way of the data on one screen."""
 
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from onnxslim_tk.errors import CalibrationError, ModelError, RecipeError
 from onnxslim_tk.graph.weights import Stored, entry
+from onnxslim_tk.measure.foreign import Operator, foreign_operators, runnable_part
 from onnxslim_tk.measure.runtime import Session
 from onnxslim_tk.measure.samples import Samples, read_samples
 from onnxslim_tk.packing import PackedTensor
@@ -108,15 +110,23 @@ def pack(source: PathLike, result: PathLike) -> tuple[PackedTensor, ...]:
     """
     data = read_model(Path(source))
     _check_target(Path(source), data, Path(result), in_place=False)
-    Session(data)
     model = parse(data)
+    foreign = foreign_operators(model)
+    _check_runs(data, foreign)
     smaller, changed = packed(model, stored_provenance(model), Path(result).name)
-    Session(smaller)
+    _check_runs(smaller, foreign)
     if len(smaller) >= len(data):
         write_file(unchanged(data, Path(result).name), Path(result))
         return ()
     write_file(smaller, Path(result))
     return tuple(changed)
+
+
+def _check_runs(stored: Stored, foreign: Collection[Operator]) -> None:
+    """Raise SessionError where the runtime can't load what it should of a model."""
+    part = runnable_part(stored, foreign)
+    if part is not None:
+        Session(part)
 
 
 def _open(source: Path, recipe: str | Recipe, options: Options, result: Path | None) -> Workshop:
@@ -125,12 +135,22 @@ def _open(source: Path, recipe: str | Recipe, options: Options, result: Path | N
         _check_target(source, data, result, options.in_place)
     chosen = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, PASSES)
     model = parse(data)
-    session = Session(data)
+    foreign = foreign_operators(model)
+    part = runnable_part(data, foreign)
+    inputs = () if part is None else Session(part).inputs
     samples = options.calibration
-    if samples is not None and not isinstance(samples, Samples):
-        samples = read_samples(
-            Path(samples), session.inputs, options.images, options.limit, options.seed
+    if part is None and samples is not None:
+        raise CalibrationError(
+            f"samples: none of the model can be run before {'.'.join(foreign[0])}, which the "
+            "runtime lacks; leave the samples out"
         )
+    if foreign and options.metric is not None:
+        raise CalibrationError(
+            f"metric: {options.metric.name} needs the model's outputs, but the runtime lacks "
+            f"{'.'.join(foreign[0])}"
+        )
+    if samples is not None and not isinstance(samples, Samples):
+        samples = read_samples(Path(samples), inputs, options.images, options.limit, options.seed)
     budget = chosen.budget if options.budget is None else options.budget
     if budget != Budget() and samples is None:
         raise CalibrationError("budget: its limits need samples to be checked with, none are given")
@@ -139,7 +159,7 @@ def _open(source: Path, recipe: str | Recipe, options: Options, result: Path | N
     if options.metric is not None and (samples is None or samples.labels is None):
         raise CalibrationError(f"metric: {options.metric.name} needs samples with labels")
     name = source.name if result is None else result.name
-    return Workshop(source, data, model, session.inputs, chosen, samples, options, name)
+    return Workshop(source, data, model, inputs, chosen, samples, options, name)
 
 
 def _check_target(source: Path, data: Stored, result: Path, in_place: bool) -> None:
