@@ -55,6 +55,9 @@ _NOISE: Final = re.compile(
     r"|\b\w+\.(?:h|cc):\d+ \w+ (?=[A-Z])"
     r"|Please fix either the inputs/outputs or the model\."
 )
+_NEWER: Final = re.compile(
+    r"Opset (\d+) is under development .* support for domain (\S+) is till opset (\d+)"
+)
 _LONGEST_MESSAGE: Final = 400
 _BIG: Final = 1 << 28
 """Bytes of weights from which on the runtime is lent arrays instead of one message."""
@@ -196,6 +199,10 @@ def _lent(stored: Stored, options: Any) -> bytes | Path:
 
 def _one_line(error: Exception) -> str:
     text = _NOISE.sub("", " ".join(str(error).split())).strip()
+    if newer := _NEWER.search(text):
+        needed, domain, known = newer.groups()
+        of = "" if domain == "ai.onnx" else f" of {domain}"
+        return f"the model needs operator set {needed}{of}, the runtime knows up to {known}"
     if len(text) > _LONGEST_MESSAGE:
         text = text[: _LONGEST_MESSAGE - 3] + "..."
     return text or type(error).__name__

@@ -28,6 +28,7 @@ class Attempt:
     """A result as it will lie in files, the model that opens as, how it came about.
 
     ``steps`` counts the steps back before it; ``only_tidied`` says that no lossy row is in it.
+    ``trouble`` is what the runtime said of the recipe's own result, where it can't run that.
     """
 
     data: Stored
@@ -36,6 +37,7 @@ class Attempt:
     packed: tuple[PackedTensor, ...]
     steps: int = 0
     only_tidied: bool = False
+    trouble: str = ""
 
 
 class Workshop:
@@ -117,7 +119,9 @@ class Workshop:
 
     def never_larger(self, attempt: Attempt) -> Attempt:
         """The attempt, or the original as it is where the attempt saves no byte."""
-        return attempt if len(attempt.data) < len(self.data) else self.untouched(attempt.steps)
+        if len(attempt.data) < len(self.data):
+            return attempt
+        return replace(self.untouched(attempt.steps), trouble=attempt.trouble)
 
     def untouched(self, steps: int) -> Attempt:
         """The original itself."""
@@ -127,9 +131,14 @@ class Workshop:
     def best(self) -> Attempt:
         """The first attempt that keeps the budget on the samples for choosing.
 
-        Without samples there is nothing to choose by, and the recipe counts as it stands.
+        Without samples there is nothing to choose by, and the recipe counts as it stands. Where the
+        runtime has no kernel for what a method writes, only lossless rows are left.
         """
-        attempt = self.attempt(Asking(), 0)
+        try:
+            attempt = self.attempt(Asking(), 0)
+        except SessionError as error:
+            self._check_original()
+            return replace(self.tidied(1), trouble=str(error))
         if self.parts is None or self.holds(attempt):
             return attempt
         stepping = Stepping(self.parts.calibrate.feeds, self.options.progress)
@@ -154,14 +163,17 @@ class Workshop:
         try:
             found = self.measure(attempt, self.parts.choose, "check")
         except SessionError:
-            # A sample that the original cannot run either is not the attempt's fault.
-            part = self.runnable(self.data)
-            if part is not None:
-                original = Session(part)
-                for feed in self.parts.choose.feeds:
-                    original.run(feed)
+            self._check_original()
             return False
         return all(check.holds for check in self.checks(found))
+
+    def _check_original(self) -> None:
+        """Raise SessionError for samples that the original cannot run: no attempt's fault."""
+        part = self.runnable(self.data)
+        if part is not None and self.samples is not None:
+            original = Session(part)
+            for feed in self.samples.feeds:
+                original.run(feed)
 
     def measure(self, attempt: Attempt, samples: Samples, step: str) -> Faithfulness:
         """Run original and attempt, or what can be run of them, side by side on ``samples``."""

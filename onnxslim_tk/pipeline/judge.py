@@ -119,11 +119,15 @@ def _warnings(shop: Workshop, attempt: Attempt, counts: Counts | None) -> list[s
             f"{listed} weights are listed as inputs in the original: they are constants in the "
             "result, and can't be fed"
         )
+    if attempt.trouble:
+        found.append(f"the runtime cannot run what the recipe makes of it: {attempt.trouble}")
     if attempt.model is shop.model:
         cause = "nothing made the file smaller"
-        if attempt.steps:
+        if attempt.steps and not attempt.trouble:
             cause = "no compressed model kept the budget, and tidying saved nothing"
         found.append(f"{cause}: the result is the original, unchanged")
+    elif attempt.trouble:
+        found.append("the result is the original, tidied and packed")
     elif attempt.only_tidied:
         found.append(
             "no compressed model kept the budget: the result is the original, tidied and packed"
