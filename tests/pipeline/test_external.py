@@ -12,8 +12,10 @@ from onnxslim_tk.graph.edit import constants
 from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.model import to_parts, to_stored
 from onnxslim_tk.measure.runtime import Session
-from onnxslim_tk.pipeline import external, files, load, optimize, pack, save
+from onnxslim_tk.measure.samples import Samples
+from onnxslim_tk.pipeline import Options, external, files, load, optimize, pack, save
 from onnxslim_tk.pipeline.files import packed, parse, read_model, write_file
+from onnxslim_tk.plan.recipe import Recipe
 from tests.models import mlp, normal
 
 
@@ -281,3 +283,41 @@ def test_what_the_parts_of_a_model_hold_is_what_it_was_given(split: Path) -> Non
     expected = {t.name: numpy_helper.to_array(t) for t in onnx.load(split).graph.initializer}
     for tensor in proto.graph.initializer:
         np.testing.assert_array_equal(weights.values(tensor), expected[tensor.name])
+
+
+def test_models_too_big_to_be_open_at_once_are_judged_alike(
+    split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Options(calibration=Samples([{"x": normal(k, 1, 32)} for k in range(30)]))
+    together = optimize(split, tmp_path / "a.onnx", options=options).validation
+    monkeypatch.setattr("onnxslim_tk.measure.runtime._TOGETHER", 0)
+    apart = optimize(split, tmp_path / "b.onnx", options=options).validation
+    assert apart.faithfulness == together.faithfulness
+    assert apart.layers == together.layers
+    assert apart.latency is not None
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_data_of_the_source_are_no_place_for_the_result(split: Path) -> None:
+    before = (split.parent / "b.bin").read_bytes()
+    for place in (True, False):
+        with pytest.raises(ModelError, match=r"b\.bin holds data of the source"):
+            optimize(split, split.parent / "b.bin", options=Options(in_place=place))
+    assert (split.parent / "b.bin").read_bytes() == before
+
+
+def test_in_place_the_new_data_replace_our_own_and_leave_a_vendor_s(
+    split: Path, two_files: None
+) -> None:
+    folder = split.parent
+    with pytest.raises(ModelError, match="is the source itself"):
+        optimize(split, split, "light")
+    expected = ran(split)
+    optimize(split, split, Recipe("nothing", ()), Options(in_place=True))
+    assert {"a.bin", "b.bin", "model.onnx"} < {f.name for f in folder.iterdir()}
+    np.testing.assert_array_equal(ran(split), expected)
+    count = len(list(folder.iterdir()))
+    report = optimize(split, split, "light", Options(in_place=True))
+    assert len(list(folder.iterdir())) <= count
+    assert report.validation.result.file_bytes < report.validation.original.file_bytes
+    np.testing.assert_allclose(ran(split), expected, atol=0.3)
