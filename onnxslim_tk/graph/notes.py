@@ -19,7 +19,20 @@ _LISTS: Final = {
     onnx.AttributeProto.INTS: "ints",
     onnx.AttributeProto.STRINGS: "strings",
 }
-_STANDARD: Final = ("", "ai.onnx")
+RUNTIME_DOMAINS: Final = frozenset(
+    (
+        "",
+        "ai.onnx",
+        "ai.onnx.ml",
+        "ai.onnx.preview.training",
+        "com.microsoft",
+        "com.microsoft.experimental",
+        "com.microsoft.nchwc",
+        "com.ms.internal.nhwc",
+        "org.pytorch.aten",
+    )
+)
+"""Domains of which onnxruntime brings operators."""
 _GRAPH_FIELDS: Final = ("metadata_props", "quantization_annotation", "input", "output")
 
 
@@ -71,10 +84,10 @@ def graph_note(graph: onnx.GraphProto) -> onnx.GraphProto:
 def _lasting(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
     """What ``graph`` says of its inner tensors that holds whatever becomes of it.
 
-    Nobody could infer the type of what an operator of another domain gives, and nothing here
+    Nobody could infer the type of what a vendor's own operator gives, and nothing here
     changes it. Of others, what is said in words stays, not the shape.
     """
-    foreign = {n for node in graph.node if node.domain not in _STANDARD for n in node.output}
+    foreign = {n for node in graph.node if node.domain not in RUNTIME_DOMAINS for n in node.output}
     for value in graph.value_info:
         if value.name in foreign:
             yield value

@@ -1,29 +1,15 @@
 """Operators that the runtime lacks, and the part of a model before them, which can be run."""
 
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any, Final
+from typing import Any
 
 import onnx
 
 from onnxslim_tk.graph.model import Model, bodies
+from onnxslim_tk.graph.notes import RUNTIME_DOMAINS
 from onnxslim_tk.graph.order import captured_names, ordered, sort_nodes
 from onnxslim_tk.graph.shadows import proto_bodies
 from onnxslim_tk.graph.weights import Stored
-
-_KNOWN: Final = frozenset(
-    (
-        "",
-        "ai.onnx",
-        "ai.onnx.ml",
-        "ai.onnx.preview.training",
-        "com.microsoft",
-        "com.microsoft.experimental",
-        "com.microsoft.nchwc",
-        "com.ms.internal.nhwc",
-        "org.pytorch.aten",
-    )
-)
-"""Domains of which onnxruntime brings operators."""
 
 Operator = tuple[str, str]
 """An operator's domain and type."""
@@ -108,7 +94,7 @@ def behind_foreign(model: Model) -> set[str]:
 
 
 def _is_foreign(operator: Operator, known: Collection[Operator]) -> bool:
-    return operator[0] not in _KNOWN and operator not in known
+    return operator[0] not in RUNTIME_DOMAINS and operator not in known
 
 
 def _operators(nodes: Iterable[Any]) -> Iterator[Operator]:
