@@ -278,6 +278,15 @@ class Stored:
         """Bytes of the ONNX file and of all weights beside it."""
         return len(self.head) + self.weights.size
 
+    def __eq__(self, other: object) -> bool:
+        """Whether two models are the same bytes."""
+        if not isinstance(other, Stored):
+            return NotImplemented
+        return len(self) == len(other) and self.sha256 == other.sha256
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
     @property
     def is_single(self) -> bool:
         """Whether the model is one file."""

@@ -179,6 +179,7 @@ def test_a_failed_write_leaves_the_old_result_whole(
 
 
 def test_the_hash_is_that_of_all_files(split: Path) -> None:
+    assert read_model(split) == read_model(split)
     before = read_model(split).sha256
     with (split.parent / "b.bin").open("r+b") as file:
         file.write(b"other")
