@@ -54,7 +54,7 @@ def _zipped(data: bytes | Stored) -> int:
     for piece in islice(pieces, 0, None, step):
         taken += len(piece)
         zipped += len(packer.compress(piece))
-    return round((zipped + len(packer.flush())) * len(data) / taken)
+    return round((zipped + len(packer.flush())) * len(data) / max(taken, 1))
 
 
 def parameters(model: Model) -> int:
