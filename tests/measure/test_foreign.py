@@ -5,7 +5,12 @@ from onnx import helper, numpy_helper, parser
 
 from onnxslim_tk.graph.model import from_proto
 from onnxslim_tk.graph.weights import Stored
-from onnxslim_tk.measure.foreign import behind_foreign, foreign_operators, runnable_part
+from onnxslim_tk.measure.foreign import (
+    behind_foreign,
+    foreign_operators,
+    runnable_part,
+    spelled,
+)
 from onnxslim_tk.measure.observe import inner_tensors, observed_shapes
 from onnxslim_tk.measure.runtime import Session
 from tests.models import normal
@@ -116,3 +121,10 @@ def test_an_operator_within_a_body_stops_the_node_around_it() -> None:
     part = runnable_part(stored(proto), foreign_operators(model))
     assert part is not None
     assert [info.name for info in Session(part).outputs] == ["a"]
+
+
+def test_a_message_names_an_operator_in_one_short_printable_line() -> None:
+    assert spelled(("vendor", "Magic")) == "vendor.Magic"
+    for wild in ("a\nb\x1b[31m", "x" * 1000):
+        assert len(spelled(("vendor", wild))) <= 60
+        assert spelled(("vendor", wild)).isprintable()

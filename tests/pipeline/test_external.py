@@ -16,7 +16,7 @@ from onnxslim_tk.measure.samples import Samples
 from onnxslim_tk.pipeline import Options, external, files, load, optimize, pack, save
 from onnxslim_tk.pipeline.files import packed, parse, read_model, write_file
 from onnxslim_tk.plan.recipe import Recipe
-from tests.models import mlp, normal
+from tests.models import mlp, model_of, normal, operators
 
 
 def beside(proto: onnx.ModelProto, folder: Path, names: Callable[[str], str]) -> Path:
@@ -277,6 +277,38 @@ def test_dims_beyond_the_file_are_refused_before_any_memory_is_taken(split: Path
     onnx.save(proto, split)
     with pytest.raises(ModelError, match="must fit in memory"):
         load(split)
+
+
+def test_a_location_that_is_no_text_is_refused(split: Path) -> None:
+    split.write_bytes(split.read_bytes().replace(b"a.bin", b"\xff.bin"))
+    for verb in (load, read_model):
+        with pytest.raises(ModelError, match="all text must be UTF-8"):
+            verb(split)
+
+
+def test_many_tensors_at_one_place_allow_no_more_decoding(tmp_path: Path) -> None:
+    values = normal(0, 1 << 12)
+    (tmp_path / "a.bin").write_bytes(values.tobytes())
+    proto = model_of(
+        """<ir_version: 8, opset_import: ["": 17]>
+        huge (float[1] x) => (float[16384, 4096] y) {
+            big = Expand(w0, shape)
+            y = Add(x, big)
+        }""",
+        {"shape": np.array([1 << 14, 1 << 12])},
+    )
+    for k in range(999):
+        tensor = proto.graph.initializer.add(name=f"w{k}", data_type=TensorProto.FLOAT)
+        tensor.dims.append(len(values))
+        tensor.raw_data = b""
+        external_data_helper.set_external_data(tensor, "a.bin", 0, values.nbytes)
+        tensor.ClearField("raw_data")
+    onnx.save(proto, tmp_path / "model.onnx")
+    assert "Expand" in operators(load(tmp_path / "model.onnx"))
+
+
+def test_a_device_takes_a_result(split: Path) -> None:
+    optimize(split, os.devnull, "light")
 
 
 def test_what_the_parts_of_a_model_hold_is_what_it_was_given(split: Path) -> None:
