@@ -57,6 +57,9 @@ def parse(data: bytes | Stored) -> Model:
     drop_repeated_weights(proto)
     weights = stored.weights.copy()
     take_in(proto, weights)
+    if not stored.is_single:
+        # Indices of sparse tensors may have lain outside.
+        check(proto)
     drop_listed_weights(proto)
     for tensor in proto.graph.initializer:
         weights.lift(tensor)

@@ -286,6 +286,18 @@ def test_a_location_that_is_no_text_is_refused(split: Path) -> None:
             verb(split)
 
 
+def test_indices_outside_the_file_are_looked_at_too(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(np.array([1, 99], np.int64).tobytes())
+    proto = mlp()
+    values = numpy_helper.from_array(np.ones(2, np.float32), "sparse")
+    indices = TensorProto(name="i", data_type=TensorProto.INT64, dims=[2], raw_data=b"")
+    external_data_helper.set_external_data(indices, "a.bin", 0, 16)
+    proto.graph.sparse_initializer.add(values=values, indices=indices, dims=[4, 4])
+    onnx.save(proto, tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match="'sparse' has indices outside its dimensions"):
+        load(tmp_path / "model.onnx")
+
+
 def test_many_tensors_at_one_place_allow_no_more_decoding(tmp_path: Path) -> None:
     values = normal(0, 1 << 12)
     (tmp_path / "a.bin").write_bytes(values.tobytes())
