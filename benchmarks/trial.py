@@ -23,7 +23,7 @@ from onnxslim_tk.measure.runtime import Session, runtime_version
 from onnxslim_tk.measure.samples import Samples
 from onnxslim_tk.pipeline import Options, optimize
 from onnxslim_tk.pipeline.attempt import Workshop
-from onnxslim_tk.pipeline.files import parse, read_file, write_file
+from onnxslim_tk.pipeline.files import parse, read_model, write_file
 from onnxslim_tk.pipeline.judge import judge
 from onnxslim_tk.pipeline.stepping import Asking
 from onnxslim_tk.plan.recipe import Recipe, recipe_data
@@ -159,12 +159,12 @@ def _compress(trial: Trial, source: Path, result: Path, samples: Samples) -> Rep
     if not trial.as_asked:
         return optimize(source, result, trial.recipe, options)
     started = time.process_time()
-    data = read_file(source)
+    data = read_model(source)
     shop = Workshop(
         source,
         data,
-        parse(data, source),
-        Session(source).inputs,
+        parse(data),
+        Session(data).inputs,
         trial.recipe,
         samples,
         options,

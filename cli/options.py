@@ -32,6 +32,10 @@ Source = Annotated[Path, typer.Argument(metavar="IN", help="The model.", show_de
 Target = Annotated[
     Path, typer.Argument(metavar="OUT", help="Where the result goes.", show_default=False)
 ]
+MaybeTarget = Annotated[
+    Path | None,
+    typer.Argument(metavar="OUT", help="Where the result goes.", show_default=False),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every draw at random.")]
 
 
@@ -258,9 +262,9 @@ def spread(command: Command) -> Callable[..., None]:
     return run
 
 
-def check_targets(source: Path, targets: Mapping[str, Path | None]) -> None:
+def check_targets(source: Path, targets: Mapping[str, Path | None], in_place: bool = False) -> None:
     """Refuse files that can't be written before any work is done, by their option's name."""
-    taken = {source.resolve(): "the model"}
+    taken = {} if in_place else {source.resolve(): "the model"}
     for name, path in targets.items():
         if path is None:
             continue

@@ -7,7 +7,7 @@ from math import prod
 import onnx
 from onnx import helper, shape_inference
 
-from onnxslim_tk.graph.model import Model, to_proto
+from onnxslim_tk.graph.model import Model, to_parts
 
 _SMALL = 1024
 
@@ -29,7 +29,7 @@ def infer_types(model: Model) -> Types:
     Only element types and sizes that follow from the declared inputs count: what the file says of
     its inner tensors and outputs may be wrong.
     """
-    light, _ = lighten(to_proto(model))
+    light, _ = lighten(to_parts(model)[0])
     for value in light.graph.input:
         for dim in value.type.tensor_type.shape.dim:
             # Vendors write -1 and 0 for a free size, and inference would calculate with them.

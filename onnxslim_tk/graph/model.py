@@ -1,11 +1,12 @@
 """A model as an editable graph that goes back to ONNX without losing what it doesn't know."""
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Final
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -21,6 +22,7 @@ from onnxslim_tk.graph.notes import (
 )
 from onnxslim_tk.graph.order import sort_nodes
 from onnxslim_tk.graph.shadows import names_in, proto_bodies, rename_shadowing
+from onnxslim_tk.graph.weights import LARGEST, Stored, Weights, is_apart, is_plain, varint_size
 
 Graph = Any
 """An ``onnx_graphsurgeon.Graph``; the library carries no types."""
@@ -29,7 +31,9 @@ Node = Any
 Tensor = Any
 """An ``onnx_graphsurgeon`` Constant or Variable: compare with ``is``, equality goes by name."""
 
-_SEPARATE_WEIGHTS: Final = 4
+SEPARATE_WEIGHTS: Final = 4
+"""IR version from which on weights need not be inputs, and those that are can be fed."""
+_PLAIN_KINDS: Final = "iufb"
 _DIGITS: Final = "abcdefghijklmnopqrstuvwxyz"
 
 # Its complaints about repeated node names and exotic types are about vendors' files, not about us.
@@ -73,23 +77,53 @@ class Model:
                 return name
 
     def copy(self) -> "Model":
-        """An independent copy; edits of one never show in the other."""
-        proto = to_proto(self)
-        twin = _wrap(proto, self.source_sha256, self.source_bytes)
+        """An independent copy; edits of one never show in the other, big weights are shared."""
+        twin = _wrap(*to_parts(self), self.source_sha256, self.source_bytes)
         twin.origins = dict(self.origins)
         twin.taken = set(self.taken)
         twin.counter = self.counter
         return twin
 
 
-def from_proto(proto: onnx.ModelProto, source: bytes) -> Model:
-    """Open ``proto``, which was parsed from ``source``, and take it over.
+def drop_listed_weights(proto: onnx.ModelProto) -> None:
+    """Make constants of weights that are listed as inputs by habit, in place.
 
-    Raises ModelError for a broken graph.
+    Exporters of IR version 3 had to list all weights, and some go on doing so. Where only some
+    initializers are inputs too, or the weights proper are constants, they are meant to be
+    overridden and stay.
+    """
+    listed = {tensor.name: prod(tensor.dims) for tensor in proto.graph.initializer}
+    inputs = {value.name for value in proto.graph.input}
+    if not listed:
+        return
+    if proto.ir_version >= SEPARATE_WEIGHTS:
+        constants = [node.attribute[0].t for node in proto.graph.node if node.op_type == "Constant"]
+        others = max((prod(tensor.dims) for tensor in constants), default=0)
+        if not listed.keys() <= inputs or others > max(listed.values()):
+            return
+    proto.ir_version = max(proto.ir_version, SEPARATE_WEIGHTS)
+    for index in reversed(range(len(proto.graph.input))):
+        if proto.graph.input[index].name in listed:
+            del proto.graph.input[index]
+
+
+def from_proto(
+    proto: onnx.ModelProto, source: bytes | Stored, weights: Weights | None = None
+) -> Model:
+    """Open ``proto``, which was parsed from ``source`` and stays as it is.
+
+    ``weights`` holds the values of initializers that lie outside the message. Raises ModelError
+    for a broken graph.
     """
     if not proto.graph.output:
         raise ModelError("model: a graph needs at least one output, this one has none")
-    model = _wrap(proto, hashlib.sha256(source).hexdigest(), len(source))
+    stored = source if isinstance(source, Stored) else Stored(source)
+    weights = Weights() if weights is None else weights
+    # What is parsed anew holds no memory of what was lifted out before.
+    light = onnx.ModelProto.FromString(proto.SerializeToString())
+    for tensor in light.graph.initializer:
+        weights.lift(tensor)
+    model = _wrap(light, weights, stored.sha256, len(stored))
     for path, graph in bodies(model.graph):
         for node in graph.nodes:
             names = [path + t.name for t in node.outputs if t.name]
@@ -98,8 +132,7 @@ def from_proto(proto: onnx.ModelProto, source: bytes) -> Model:
     return model
 
 
-def _wrap(proto: onnx.ModelProto, sha256: str, size: int) -> Model:
-    graph, notes = _opened(proto)
+def _wrap(proto: onnx.ModelProto, weights: Weights, sha256: str, size: int) -> Model:
     header = onnx.ModelProto()
     for descriptor, value in proto.ListFields():
         if descriptor.name == "graph":
@@ -109,6 +142,9 @@ def _wrap(proto: onnx.ModelProto, sha256: str, size: int) -> Model:
         else:
             getattr(header, descriptor.name).extend(value)
     header.graph.CopyFrom(graph_note(proto.graph))
+    header.graph.initializer.extend(_take_defaults(proto, weights))
+    outer, taken = _weight_names(proto.graph), set(names_in(proto.graph))
+    graph, notes = _opened(proto, weights)
     return Model(
         graph=graph,
         header=header,
@@ -116,12 +152,28 @@ def _wrap(proto: onnx.ModelProto, sha256: str, size: int) -> Model:
         origins={},
         source_sha256=sha256,
         source_bytes=size,
-        outer=_weight_names(proto.graph),
-        taken=set(names_in(proto.graph)),
+        outer=outer,
+        taken=taken,
     )
 
 
-def _opened(proto: onnx.ModelProto) -> tuple[Graph, Notes]:
+def _take_defaults(proto: onnx.ModelProto, weights: Weights) -> list[onnx.TensorProto]:
+    """Take away the initializers that a run may override, for which they are inputs too.
+
+    What may be another at each run is no constant. Before version 4, runtimes override none.
+    """
+    if proto.ir_version < SEPARATE_WEIGHTS:
+        return []
+    inputs = {value.name for value in proto.graph.input}
+    taken = []
+    for index in reversed(range(len(proto.graph.initializer))):
+        if proto.graph.initializer[index].name in inputs:
+            taken.append(weights.filled(proto.graph.initializer[index]))
+            del proto.graph.initializer[index]
+    return taken[::-1]
+
+
+def _opened(proto: onnx.ModelProto, weights: Weights) -> tuple[Graph, Notes]:
     """The graph of ``proto`` in the graph library's form, and what that doesn't hold."""
     # A body that comes before what it reads would get tensors of its own for that.
     sort_nodes(proto.graph)
@@ -138,18 +190,44 @@ def _opened(proto: onnx.ModelProto) -> tuple[Graph, Notes]:
             # Its exporter knows no maps and optionals; the notes bring the types back.
             if isinstance(tensor, gs.Variable) and tensor.type not in (None, "tensor_type"):
                 tensor.dtype = tensor.shape = None
+            if isinstance(tensor, gs.Constant):
+                _share(tensor, weights)
     return graph, notes
 
 
-def replace_graph(model: Model, proto: onnx.ModelProto) -> None:
-    """Put the graph of ``proto``, which was made of ``model``'s, in its place.
+class _Apart(gs.ir.tensor.LazyValues):  # type: ignore[misc]
+    """Values of an element type that numpy lacks, outside the message until they are asked for."""
+
+    def __init__(self, tensor: onnx.TensorProto, weights: Weights) -> None:
+        super().__init__(tensor)
+        self.weights = weights
+
+    def load(self) -> Any:
+        """A copy of the values as an array."""
+        return self.weights.values(self.tensor)
+
+
+def _share(constant: Tensor, weights: Weights) -> None:
+    """Let ``constant`` read its values where they lie."""
+    values = constant._values
+    if type(values) is gs.ir.tensor.LazyValues and is_apart(values.tensor):
+        plain = is_plain(values.tensor)
+        constant._values = (
+            weights.values(values.tensor) if plain else _Apart(values.tensor, weights)
+        )
+        constant.data_location = None
+
+
+def replace_graph(model: Model, proto: onnx.ModelProto, weights: Weights) -> None:
+    """Put the graph of ``proto``, which was made of ``model``'s parts, in its place.
 
     Names of nodes' outputs tell what the notes and origins belong to.
     """
-    model.graph, notes = _opened(proto)
-    model.notes = merged(model.notes, notes)
+    _take_defaults(proto, weights)
     model.outer = _weight_names(proto.graph)
     model.taken.update(names_in(proto.graph))
+    model.graph, notes = _opened(proto, weights)
+    model.notes = merged(model.notes, notes)
 
 
 def _weight_names(graph: onnx.GraphProto) -> frozenset[str]:
@@ -168,9 +246,50 @@ def bodies(graph: Graph, path: str = "") -> Iterator[tuple[str, Graph]]:
 
 
 def to_proto(model: Model) -> onnx.ModelProto:
-    """The model as ONNX: header and notes restored, constants in raw data, nodes in order."""
-    proto: onnx.ModelProto = gs.export_onnx(model.graph, do_type_check=False)
+    """The model as ONNX in one message; raises ModelError where it takes over 2 GB."""
+    return joined(*to_parts(model))
+
+
+def joined(proto: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
+    """``proto`` with all values inside, in place; raises ModelError where it takes over 2 GB."""
+    size = joined_size(proto, weights)
+    if size > LARGEST:
+        raise ModelError(f"model: it takes {size} bytes, more than the 2 GB of one file")
+    for tensor in proto.graph.initializer:
+        weights.fill(tensor)
+    return proto
+
+
+def joined_size(proto: onnx.ModelProto, weights: Weights) -> int:
+    """Bytes that ``proto`` takes with all values inside."""
+    apart = [tensor for tensor in proto.graph.initializer if is_apart(tensor)]
+    return int(proto.ByteSize()) + sum(
+        weights.stored_size(tensor) - 1 - varint_size(tensor.ByteSize()) - tensor.ByteSize()
+        for tensor in apart
+    )
+
+
+def to_stored(model: Model) -> Stored:
+    """The model as it would lie in files, big weights apart."""
+    proto, weights = to_parts(model)
+    return Stored(proto.SerializeToString(), weights)
+
+
+def file_bytes(model: Model) -> int:
+    """Bytes of the model in one file, not packed."""
+    return joined_size(*to_parts(model))
+
+
+def to_parts(model: Model) -> tuple[onnx.ModelProto, Weights]:
+    """The model as ONNX: header and notes restored, nodes in order, and its big weights.
+
+    Initializers of the outermost graph point at their values, which are shared, not copied.
+    """
+    proto, weights = _exported(model)
     _own_once(proto.graph, model.outer)
+    for body in _inner(proto.graph):
+        for tensor in body.initializer:
+            weights.fill(tensor)
     opset = model.graph.opset
     for descriptor, value in model.header.ListFields():
         if descriptor.name == "graph":
@@ -180,17 +299,64 @@ def to_proto(model: Model) -> onnx.ModelProto:
         else:
             del getattr(proto, descriptor.name)[:]
             getattr(proto, descriptor.name).extend(value)
+    for name in ("producer_name", "producer_version"):
+        # The library writes these even where they are empty.
+        if not model.header.HasField(name):
+            proto.ClearField(name)
     for entry in proto.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = opset
     if proto.graph.initializer:
         # Before version 4, initializers had to be inputs as well, and so were no constants.
-        proto.ir_version = max(proto.ir_version, _SEPARATE_WEIGHTS)
+        proto.ir_version = max(proto.ir_version, SEPARATE_WEIGHTS)
+    _drop_inner_types(proto.graph)
     put_back_graph(proto.graph, model.header.graph)
     put_back(proto.graph, "", model.notes)
-    _drop_inner_types(proto.graph)
+    proto.graph.initializer.extend(t for t in model.header.graph.initializer if t.data_type)
     sort_nodes(proto.graph)
-    return proto
+    return proto, weights
+
+
+def _exported(model: Model) -> tuple[onnx.ModelProto, Weights]:
+    """The library's own export, with stubs in place of big weights, and the weights."""
+    weights = Weights()
+    held: dict[int, tuple[Tensor, Any]] = {}
+    for _, graph in bodies(model.graph):
+        for tensor in graph.tensors().values():
+            if isinstance(tensor, gs.Constant) and id(tensor) not in held:
+                stub = _stub(tensor, weights)
+                if stub is not None:
+                    held[id(tensor)] = tensor, tensor._values
+                    tensor._values = gs.ir.tensor.LazyValues(stub)
+    try:
+        return gs.export_onnx(model.graph, do_type_check=False), weights
+    finally:
+        for tensor, values in held.values():
+            tensor._values = values
+
+
+def _stub(constant: Tensor, weights: Weights) -> onnx.TensorProto | None:
+    """What stands for a constant whose values are big; None for others."""
+    values = constant._values
+    if isinstance(values, _Apart):
+        stub = onnx.TensorProto(data_type=values.tensor.data_type, dims=values.tensor.dims)
+        weights.put(stub, values.weights.raw(values.tensor))
+        return stub
+    if not isinstance(values, np.ndarray) or values.nbytes < weights.smallest:
+        return None
+    if values.dtype.kind not in _PLAIN_KINDS or constant.export_dtype != values.dtype:
+        return None
+    element = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+    stub = onnx.TensorProto(data_type=element, dims=values.shape)
+    weights.put(stub, values)
+    return stub
+
+
+def _inner(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    for node in graph.node:
+        for _, body in proto_bodies(node):
+            yield body
+            yield from _inner(body)
 
 
 def _own_once(outermost: onnx.GraphProto, outer: frozenset[str]) -> None:

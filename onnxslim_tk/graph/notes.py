@@ -1,6 +1,6 @@
 """What the graph library would lose of a model, noted beside it and put back on the way out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import onnx
@@ -19,6 +19,20 @@ _LISTS: Final = {
     onnx.AttributeProto.INTS: "ints",
     onnx.AttributeProto.STRINGS: "strings",
 }
+RUNTIME_DOMAINS: Final = frozenset(
+    (
+        "",
+        "ai.onnx",
+        "ai.onnx.ml",
+        "ai.onnx.preview.training",
+        "com.microsoft",
+        "com.microsoft.experimental",
+        "com.microsoft.nchwc",
+        "com.ms.internal.nhwc",
+        "org.pytorch.aten",
+    )
+)
+"""Domains of which onnxruntime brings operators."""
 _GRAPH_FIELDS: Final = ("metadata_props", "quantization_annotation", "input", "output")
 
 
@@ -38,9 +52,12 @@ def take_notes(graph: onnx.GraphProto, path: str = "") -> Notes:
         note = onnx.NodeProto(doc_string=node.doc_string, overload=node.overload)
         note.metadata_props.extend(node.metadata_props)
         for index in reversed(range(len(node.attribute))):
-            if not _is_held(node.attribute[index]):
-                note.attribute.append(node.attribute[index])
+            attribute = node.attribute[index]
+            if not _is_held(attribute):
+                note.attribute.append(attribute)
                 del node.attribute[index]
+            elif attribute.doc_string:
+                note.attribute.add(name=attribute.name, doc_string=attribute.doc_string)
         for name, body in proto_bodies(node):
             attribute = note.attribute.add(name=name, type=onnx.AttributeProto.GRAPH)
             attribute.g.CopyFrom(graph_note(body))
@@ -55,7 +72,31 @@ def graph_note(graph: onnx.GraphProto) -> onnx.GraphProto:
     note = onnx.GraphProto()
     for name in _GRAPH_FIELDS:
         getattr(note, name).extend(getattr(graph, name))
+    for tensor in graph.initializer:
+        if tensor.doc_string or tensor.metadata_props:
+            # No element type: a note on a tensor, no tensor.
+            about = note.initializer.add(name=tensor.name, doc_string=tensor.doc_string)
+            about.metadata_props.extend(tensor.metadata_props)
+    note.value_info.extend(_lasting(graph))
     return note
+
+
+def _lasting(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    """What ``graph`` says of its inner tensors that holds whatever becomes of it.
+
+    Nobody could infer the type of what a vendor's own operator gives, and nothing here
+    changes it. Of others, what is said in words stays, not the shape.
+    """
+    foreign = {n for node in graph.node if node.domain not in RUNTIME_DOMAINS for n in node.output}
+    for value in graph.value_info:
+        if value.name in foreign:
+            yield value
+        elif value.doc_string or value.metadata_props or value.type.denotation:
+            words = onnx.ValueInfoProto()
+            words.CopyFrom(value)
+            if words.type.HasField("tensor_type"):
+                words.type.tensor_type.ClearField("shape")
+            yield words
 
 
 def _is_held(attribute: onnx.AttributeProto) -> bool:
@@ -88,8 +129,12 @@ def put_back(graph: onnx.GraphProto, path: str, notes: Notes) -> None:
         if note.overload:
             node.overload = note.overload
         node.metadata_props.extend(note.metadata_props)
-        present = {attribute.name for attribute in node.attribute}
-        node.attribute.extend(a for a in note.attribute if a.name not in present)
+        present = {attribute.name: attribute for attribute in node.attribute}
+        for attribute in note.attribute:
+            if attribute.name not in present and attribute.type:
+                node.attribute.append(attribute)
+            elif attribute.name in present and attribute.doc_string:
+                present[attribute.name].doc_string = attribute.doc_string
         skeletons = dict(proto_bodies(note))
         for name, body in proto_bodies(node):
             put_back_graph(body, skeletons.get(name, onnx.GraphProto()))
@@ -105,6 +150,15 @@ def put_back_graph(graph: onnx.GraphProto, note: onnx.GraphProto) -> None:
         for value in values:
             if value.name in known:
                 value.CopyFrom(known[value.name])
+    about = {tensor.name: tensor for tensor in note.initializer if not tensor.data_type}
+    for tensor in graph.initializer:
+        if tensor.name in about:
+            tensor.doc_string = about[tensor.name].doc_string
+            del tensor.metadata_props[:]
+            tensor.metadata_props.extend(about[tensor.name].metadata_props)
+    made = {name for node in graph.node for name in node.output}
+    made -= {output.name for output in graph.output}
+    graph.value_info.extend(value for value in note.value_info if value.name in made)
 
 
 def merged(notes: Notes, newer: Notes) -> Notes:

@@ -9,8 +9,9 @@ from onnx import defs, helper, numpy_helper, shape_inference, version_converter
 
 from onnxslim_tk.errors import ModelError
 from onnxslim_tk.graph.inference import lighten
-from onnxslim_tk.graph.model import Model, bodies, replace_graph, to_proto
+from onnxslim_tk.graph.model import Model, bodies, replace_graph, to_parts
 from onnxslim_tk.graph.notes import first_name
+from onnxslim_tk.graph.weights import Weights
 
 _STANDARD: Final = ("", "ai.onnx")
 _OLDEST: Final = 7
@@ -33,7 +34,7 @@ def raise_opset(model: Model, minimum: int = 13) -> None:
     version = model.graph.opset
     if not versions or version >= minimum:
         return
-    before = to_proto(model)
+    before, weights = to_parts(model)
     _refuse(before, version, minimum)
     light, held = lighten(before)
     _set_resizes_aside(light)
@@ -47,7 +48,7 @@ def raise_opset(model: Model, minimum: int = 13) -> None:
     if not _names_stay(before.graph, after.graph):
         raise _impossible(version, minimum, "the converter renames a tensor")
     _raise_functions(before, after, minimum)
-    _take_in(model, after, minimum)
+    _take_in(model, after, weights, minimum)
 
 
 def _impossible(version: int, minimum: int, reason: str) -> ModelError:
@@ -208,9 +209,9 @@ def _raise_functions(before: onnx.ModelProto, after: onnx.ModelProto, minimum: i
                 entry.version = max(entry.version, minimum)
 
 
-def _take_in(model: Model, proto: onnx.ModelProto, minimum: int) -> None:
+def _take_in(model: Model, proto: onnx.ModelProto, weights: Weights, minimum: int) -> None:
     """Put the graph of ``proto`` in the model's place; nodes made answer to those they serve."""
-    replace_graph(model, proto)
+    replace_graph(model, proto, weights)
     del model.header.functions[:]
     model.header.functions.extend(proto.functions)
     for entry in model.header.opset_import:

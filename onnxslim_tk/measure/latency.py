@@ -5,12 +5,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Final
 
 from onnxslim_tk.errors import CalibrationError
-from onnxslim_tk.measure.runtime import Feed, Session
+from onnxslim_tk.measure.runtime import Feed, Opened, Session, fit_together
 
 _WARM_UP: Final = 2
 _LOADS: Final = 3
@@ -34,30 +33,27 @@ class Latency:
 
 
 def measure_latency(
-    original: bytes | Path, result: bytes | Path, feeds: Sequence[Feed], repeats: int = 15
+    original: Opened,
+    result: Opened,
+    feeds: Sequence[Feed],
+    repeats: int = 15,
 ) -> Latency:
     """Time both models on ``feeds`` in turn: original, result, original, result, ...
 
-    Interleaving spreads a machine's moods over both. Runs too short to time are timed in a row.
+    Interleaving spreads a machine's moods over both; models too big to be loaded at once are timed
+    one after the other. Runs too short to time are timed in a row.
     Raises CalibrationError without feeds or repeats, SessionError when a model doesn't run.
     """
     if not feeds or repeats < 1:
         raise CalibrationError(
             f"latency: at least 1 feed and 1 repeat are needed, got {len(feeds)} and {repeats}"
         )
-    sessions = Session(original), Session(result)
     # Decoding an image belongs to neither model.
     kept = [feeds[i] for i in range(min(len(feeds), repeats))]
-    for session in sessions:
-        for index in range(_WARM_UP):
-            session.run(kept[index % len(kept)])
-    once = _seconds(partial(_run, sessions[0], kept[0], 1))
-    runs = min(_MOST_RUNS, max(1, round(_SHORTEST / max(once, 1e-9))))
-    times: tuple[list[float], list[float]] = ([], [])
-    for index in range(repeats):
-        feed = kept[index % len(kept)]
-        for session, timed in zip(sessions, times, strict=True):
-            timed.append(_seconds(partial(_run, session, feed, runs)) / runs)
+    if fit_together(original, result):
+        times = _times((original, result), kept, repeats)
+    else:
+        times = [_times((model,), kept, repeats)[0] for model in (original, result)]
     before, after = (median(timed) for timed in times)
     return Latency(
         ratio=after / before,
@@ -68,12 +64,28 @@ def measure_latency(
     )
 
 
+def _times(models: Sequence[Opened], feeds: Sequence[Feed], repeats: int) -> list[list[float]]:
+    """Seconds of each model's runs, taken in turn."""
+    sessions = [Session(model) for model in models]
+    for session in sessions:
+        for index in range(_WARM_UP):
+            session.run(feeds[index % len(feeds)])
+    once = _seconds(partial(_run, sessions[0], feeds[0], 1))
+    runs = min(_MOST_RUNS, max(1, round(_SHORTEST / max(once, 1e-9))))
+    times: list[list[float]] = [[] for _ in models]
+    for index in range(repeats):
+        feed = feeds[index % len(feeds)]
+        for session, timed in zip(sessions, times, strict=True):
+            timed.append(_seconds(partial(_run, session, feed, runs)) / runs)
+    return times
+
+
 def _run(session: Session, feed: Feed, runs: int) -> None:
     for _ in range(runs):
         session.run(feed)
 
 
-def _load_ratio(original: bytes | Path, result: bytes | Path) -> float:
+def _load_ratio(original: Opened, result: Opened) -> float:
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(_LOADS):
         for model, timed in zip((original, result), times, strict=True):

@@ -10,9 +10,10 @@ import onnx
 from numpy.typing import NDArray
 
 from onnxslim_tk.graph.layers import Layer, layers
-from onnxslim_tk.graph.model import Model, to_proto
-from onnxslim_tk.graph.order import captured_names
+from onnxslim_tk.graph.model import Model, to_parts
+from onnxslim_tk.graph.weights import Stored
 from onnxslim_tk.kernels.ranges import Histogram
+from onnxslim_tk.measure.foreign import behind_foreign, prune
 from onnxslim_tk.measure.runtime import Feed, Session
 
 Array = NDArray[Any]
@@ -62,39 +63,22 @@ class Statistics:
         return {name: (seen.low, seen.high) for name, seen in self.ranges.items()}
 
 
-def with_outputs(model: Model, names: Iterable[str]) -> bytes:
-    """The model as bytes with ``names`` as its only outputs; nodes that none needs are left out."""
-    proto = to_proto(model)
+def with_outputs(model: Model, names: Iterable[str]) -> Stored:
+    """The model with ``names`` as its only outputs; nodes that none needs are left out."""
+    proto, weights = to_parts(model)
     del proto.graph.output[:]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    _prune(proto.graph)
-    return bytes(proto.SerializeToString())
-
-
-def _prune(graph: onnx.GraphProto) -> None:
-    """Drop nodes behind the outputs, so that a prefix costs no more than a prefix."""
-    needed = {output.name for output in graph.output}
-    kept: list[onnx.NodeProto] = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            kept.append(node)
-            needed |= captured_names(node)
-    if len(kept) < len(graph.node):
-        copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in reversed(kept)]
-        del graph.node[:]
-        graph.node.extend(copies)
-        used = [onnx.TensorProto.FromString(t.SerializeToString()) for t in graph.initializer]
-        del graph.initializer[:]
-        graph.initializer.extend(t for t in used if t.name in needed)
+    return Stored(prune(proto).SerializeToString(), weights)
 
 
 def inner_tensors(model: Model) -> list[str]:
     """Names of all activations of the outermost graph that a run can give out."""
+    behind = behind_foreign(model)
     return [
         tensor.name
         for node in model.graph.nodes
         for tensor in node.outputs
-        if tensor.name and not _depends_on_nothing(node)
+        if tensor.name and tensor.name not in behind and not _depends_on_nothing(node)
     ]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxslim_tk.errors import SessionError
-from onnxslim_tk.graph.model import Model, to_proto
+from onnxslim_tk.graph.model import Model, to_stored
 from onnxslim_tk.measure.runtime import Feed, Session
 
 _SILENT: Final = 1e-30
@@ -19,7 +19,7 @@ class Probe:
     def __init__(self, model: Model, feeds: Sequence[Feed]) -> None:
         self._model = model
         self._feeds = feeds
-        session = Session(to_proto(model).SerializeToString())
+        session = Session(to_stored(model))
         names = [o.name for o in session.outputs if o.dtype is not None and o.dtype.kind == "f"]
         self._names = names
         self._reference = [session.run(feed, names) for feed in feeds]
@@ -43,7 +43,7 @@ class Probe:
         not finite where the model gives what is.
         """
         try:
-            session = Session(to_proto(other).SerializeToString())
+            session = Session(to_stored(other))
             values = [session.run(feed, self._names) for feed in self._feeds]
         except SessionError:
             return float("inf")

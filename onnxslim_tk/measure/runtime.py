@@ -11,13 +11,17 @@ from typing import Any, Final
 import numpy as np
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import EncodeError
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-from onnxslim_tk.errors import SessionError
+from onnxslim_tk.errors import ModelError, SessionError
+from onnxslim_tk.graph.weights import Stored, is_apart, is_plain, tensors
 
 Feed = Mapping[str, NDArray[Any]]
 """One run's inputs by name."""
+Opened = bytes | Path | Stored
+"""A model: its file's content, its file, or a model as it lies in several files."""
 
 _DTYPES: Final[Mapping[str, type[Any]]] = {
     "float": np.float32,
@@ -51,7 +55,16 @@ _NOISE: Final = re.compile(
     r"|\b\w+\.(?:h|cc):\d+ \w+ (?=[A-Z])"
     r"|Please fix either the inputs/outputs or the model\."
 )
+_NEWER: Final = re.compile(
+    r"Opset (\d+) is under development .* support for domain (\S+) is till opset (\d+)"
+)
 _LONGEST_MESSAGE: Final = 400
+_BIG: Final = 1 << 28
+"""Bytes of weights from which on the runtime is lent arrays instead of one message."""
+_TOGETHER: Final = 1 << 30
+"""Bytes of models that are loaded at once; bigger ones are one after the other."""
+_LENT: Final = 1 << 20
+"""Bytes of the smallest array that is lent: the runtime reads small constants while it loads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +84,11 @@ class TensorInfo:
 class Session:
     """A model loaded for running on the CPU.
 
-    ``model`` is the file's bytes, or its path, which a model with external data needs.
     ``optimize=False`` runs the graph as it is written. One thread, the default, repeats its
     results to the bit. Raises SessionError when the runtime refuses the model.
     """
 
-    def __init__(self, model: bytes | Path, *, optimize: bool = True, threads: int = 1) -> None:
+    def __init__(self, model: Opened, *, optimize: bool = True, threads: int = 1) -> None:
         self._session = _open(model, _options(optimize, threads))
         try:
             self.inputs = tuple(_info(value) for value in self._session.get_inputs())
@@ -106,7 +118,7 @@ class Session:
         return dict(zip(wanted, values, strict=True))
 
 
-def running_operators(model: bytes | Path) -> Counter[str]:
+def running_operators(model: Opened) -> Counter[str]:
     """How often each operator type stands in the graph that the runtime really runs.
 
     Counts after the runtime's own folding, fusion and layout changes; bodies of If, Loop and
@@ -128,6 +140,12 @@ def running_operators(model: bytes | Path) -> Counter[str]:
     return Counter(_operators(proto.graph))
 
 
+def fit_together(*models: Opened) -> bool:
+    """Whether models are small enough for their sessions to be open side by side."""
+    sizes = (m.stat().st_size if isinstance(m, Path) else len(m) for m in models)
+    return sum(sizes) <= _TOGETHER
+
+
 def runtime_version() -> str:
     """The version of onnxruntime that judges."""
     return str(ort.__version__)
@@ -144,21 +162,53 @@ def _options(optimize: bool, threads: int) -> Any:
     return options
 
 
-def _open(model: bytes | Path, options: Any) -> Any:
-    if isinstance(model, Path) and not model.is_file():
-        raise SessionError(f"session: no such file: {model}")
-    source = str(model) if isinstance(model, Path) else model
+def _open(model: Opened, options: Any) -> Any:
+    source = _lent(model, options) if isinstance(model, Stored) else model
+    if isinstance(source, Path) and not source.is_file():
+        raise SessionError(f"session: no such file: {source}")
+    opened = str(source) if isinstance(source, Path) else source
     try:
         # Its fallback tries the same again, and prints.
         return ort.InferenceSession(
-            source, options, providers=["CPUExecutionProvider"], enable_fallback=0
+            opened, options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
     except _FAILURES as error:
         raise SessionError(f"session: {_one_line(error)}") from error
 
 
+def _lent(stored: Stored, options: Any) -> bytes | Path:
+    """What to open of a model in several files; ``options`` get the arrays that lie nowhere yet."""
+    if stored.is_single:
+        return stored.head
+    if stored.path is not None:
+        return stored.path
+    proto = stored.proto()
+    names, values = [], []
+    outermost = len(proto.graph.initializer)
+    for position, tensor in enumerate(tensors(proto)):
+        if not is_apart(tensor):
+            continue
+        lend = stored.weights.size >= _BIG and position < outermost and is_plain(tensor)
+        if lend and stored.weights.raw(tensor).nbytes >= _LENT:
+            names.append(tensor.name)
+            array = np.require(stored.weights.values(tensor), requirements=("C", "A"))
+            values.append(ort.OrtValue.ortvalue_from_numpy(array))
+        else:
+            stored.weights.fill(tensor)
+    if names:
+        options.add_external_initializers(names, values)
+    try:
+        return bytes(proto.SerializeToString())
+    except (EncodeError, ValueError) as error:
+        raise ModelError("model: it takes over 2 GB beside its big weights") from error
+
+
 def _one_line(error: Exception) -> str:
     text = _NOISE.sub("", " ".join(str(error).split())).strip()
+    if newer := _NEWER.search(text):
+        needed, domain, known = newer.groups()
+        of = "" if domain == "ai.onnx" else f" of {domain}"
+        return f"the model needs operator set {needed}{of}, the runtime knows up to {known}"
     if len(text) > _LONGEST_MESSAGE:
         text = text[: _LONGEST_MESSAGE - 3] + "..."
     return text or type(error).__name__

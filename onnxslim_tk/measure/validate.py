@@ -1,20 +1,21 @@
 """A result held beside its original: size, speed, outputs, layers, and a task metric."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from onnxslim_tk.graph.layers import Layer, layers
-from onnxslim_tk.graph.model import Model, bodies
-from onnxslim_tk.measure.fidelity import OutputFidelity, compare
+from onnxslim_tk.graph.model import Model, bodies, to_stored
+from onnxslim_tk.graph.weights import Stored
+from onnxslim_tk.measure.fidelity import OutputFidelity, Runner, compare
 from onnxslim_tk.measure.kinds import OutputKind
 from onnxslim_tk.measure.latency import Latency, measure_latency
 from onnxslim_tk.measure.metrics import Drop, Metric, paired_drop
 from onnxslim_tk.measure.observe import fetch, inner_tensors
-from onnxslim_tk.measure.runtime import Feed, Session, running_operators
+from onnxslim_tk.measure.runtime import Feed, Session, fit_together, running_operators
 from onnxslim_tk.measure.samples import Samples
 from onnxslim_tk.measure.size import Size, size_of
 from onnxslim_tk.measure.slices import decibels
@@ -75,8 +76,8 @@ class Validation:
 
 
 def faithfulness(
-    original: bytes,
-    result: bytes,
+    original: bytes | Stored,
+    result: bytes | Stored,
     samples: Samples,
     metric: Metric | None,
     kinds: Mapping[str, OutputKind],
@@ -88,9 +89,11 @@ def faithfulness(
     Raises SessionError where a file doesn't run, CalibrationError where labels don't fit.
     """
     wanted = metric is not None and samples.labels is not None
-    found = compare(
-        Session(original).run, Session(result).run, samples, kinds, progress, keep_primary=wanted
-    )
+    if fit_together(original, result):
+        reference: Runner = Session(original).run
+    else:
+        reference = _recorded(Session(original).run, samples)
+    found = compare(reference, Session(result).run, samples, kinds, progress, keep_primary=wanted)
     drop = None
     if metric is not None and samples.labels is not None:
         drop = paired_drop(
@@ -99,21 +102,37 @@ def faithfulness(
     return Faithfulness(found.outputs, metric.name if drop and metric else None, drop, len(samples))
 
 
+def _recorded(run: Runner, samples: Samples) -> Runner:
+    """What ``run`` gives for each of ``samples`` in turn, kept so that its model may go."""
+    values = iter([run(feed) for feed in samples.feeds])
+    return lambda _: next(values)
+
+
 def validate_files(
-    original: tuple[bytes, Model],
-    result: tuple[bytes, Model],
+    original: tuple[bytes | Stored, Model],
+    result: tuple[bytes | Stored, Model],
     feeds: tuple[Feed, ...],
     faithful: Faithfulness | None,
     shapes: tuple[Mapping[str, tuple[int, ...]], Mapping[str, tuple[int, ...]]],
     progress: Progress,
+    running: tuple[bytes | Stored | None, bytes | Stored | None] | None = None,
 ) -> Validation:
-    """All figures; ``feeds`` are for timing and for the layers' errors, and may be none."""
+    """All figures; ``feeds`` are for timing and for the layers' errors, and may be none.
+
+    ``running`` is what of both the runtime can run, where that isn't all.
+    """
+    before, after = (original[0], result[0]) if running is None else running
     progress("time both models", 0, 1)
-    latency = measure_latency(original[0], result[0], feeds) if feeds else None
+    latency = None
+    if feeds and before is not None and after is not None:
+        latency = measure_latency(before, after, feeds)
     progress("time both models", 1, 1)
     meant = sum(runs_in_integers(layer) for layer in layers(result[1]))
     meant += sum(node.op in _INTEGER for _, body in bodies(result[1].graph) for node in body.nodes)
-    operators: Counter[str] = running_operators(result[0])
+    operators: Counter[str] = Counter()
+    # The runtime writes its graph with all weights to tell: not where there is nothing to count.
+    if after is not None and _holds_integers(result[1]):
+        operators = running_operators(after)
     return Validation(
         original=size_of(original[0], original[1], shapes[0]),
         result=size_of(result[0], result[1], shapes[1]),
@@ -122,6 +141,16 @@ def validate_files(
         layers=layer_errors(original[1], result[1], feeds[:_LAYER_SAMPLES]),
         integer_meant=meant,
         integer_formed=sum(operators[name] for name in INTEGER_KERNELS),
+    )
+
+
+def _holds_integers(model: Model) -> bool:
+    """Whether there is an operator of which the runtime could form an integer kernel."""
+    marks = ("Quant", "Integer", "QLinear", "QGemm", "NBits")
+    return any(
+        any(mark in node.op for mark in marks)
+        for _, graph in bodies(model.graph)
+        for node in graph.nodes
     )
 
 
@@ -147,7 +176,9 @@ def layer_errors(original: Model, result: Model, feeds: tuple[Feed, ...]) -> tup
         return ()
     energy: dict[str, float] = {}
     error: dict[str, float] = {}
-    references = fetch(original, [name for _, name, _ in pairs], feeds)
+    references: Iterable[dict[str, Any]] = fetch(original, [name for _, name, _ in pairs], feeds)
+    if not fit_together(to_stored(original), to_stored(result)):
+        references = list(references)
     values = fetch(result, [settled for _, _, settled in pairs], feeds)
     for reference, value in zip(references, values, strict=True):
         for _, name, settled in pairs:

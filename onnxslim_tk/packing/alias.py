@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from onnxslim_tk.packing.chain import stored_size
+from onnxslim_tk.graph.weights import LARGEST, Weights, is_apart
 from onnxslim_tk.packing.scopes import Scope, scopes
 
 _WEIGHT = 256
@@ -32,25 +32,27 @@ class _Copy:
     tensor: TensorProto
 
 
-def alias(model: onnx.ModelProto) -> list[Merged]:
+def alias(model: onnx.ModelProto, weights: Weights | None = None) -> list[Merged]:
     """Merge equal initializers, in place, where that saves bytes.
 
     Equal tensors of one graph become the first of them. Weights (256 bytes and more) do so across
     graphs too: the first one moves to the innermost graph around all of its copies. Initializers
     that are also inputs or outputs of a graph stay, and so do names that several graphs define.
+    ``weights`` holds the values that lie outside the message.
     """
+    weights = Weights(LARGEST) if weights is None else weights
     found = scopes(model)
     slots = _slots(found)
     merged: list[Merged] = []
     gone: set[str] = set()
-    for copies in _copies(found):
+    for copies in _copies(found, weights):
         first = copies[0]
         stays = first.tensor.name.encode()
         dropped: list[Scope] = []
         for copy in copies[1:]:
             name = copy.tensor.name
             readers = slots.get(name, [])
-            before = stored_size(copy.tensor) + len(readers) * len(name.encode())
+            before = weights.stored_size(copy.tensor) + len(readers) * len(name.encode())
             after = len(readers) * len(stays)
             if after >= before:
                 continue
@@ -68,7 +70,7 @@ def alias(model: onnx.ModelProto) -> list[Merged]:
     return merged
 
 
-def _copies(found: list[Scope]) -> Iterator[list[_Copy]]:
+def _copies(found: list[Scope], weights: Weights) -> Iterator[list[_Copy]]:
     """Yield the groups of two and more equal tensors, each in the order of the model."""
     counts = Counter(name for scope in found for name in scope.defined)
     fixed = {name for scope in found for name in scope.interface()}
@@ -76,19 +78,24 @@ def _copies(found: list[Scope]) -> Iterator[list[_Copy]]:
     groups: dict[tuple[Scope, bytes], list[_Copy]] = {}
     for scope in found:
         for tensor in scope.graph.initializer:
-            if tensor.name in fixed or counts[tensor.name] > 1 or not _has_bits(tensor):
+            if tensor.name in fixed or counts[tensor.name] > 1:
                 continue
-            data = tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
+            if tensor.data_type == TensorProto.STRING or not weights.holds(tensor):
+                continue
+            data = _data(tensor, weights)
             header = f"{tensor.data_type} {list(tensor.dims)} ".encode()
             reach = scope if len(data) < _WEIGHT else found[0]
-            key = (reach, hashlib.sha256(header + data).digest())
+            found_bits = hashlib.sha256(header)
+            found_bits.update(data)
+            key = (reach, found_bits.digest())
             groups.setdefault(key, []).append(_Copy(scope, tensor))
     return (copies for copies in groups.values() if len(copies) > 1)
 
 
-def _has_bits(tensor: TensorProto) -> bool:
-    external = tensor.data_location == TensorProto.EXTERNAL
-    return not external and tensor.data_type != TensorProto.STRING
+def _data(tensor: TensorProto, weights: Weights) -> memoryview:
+    if is_apart(tensor):
+        return weights.raw(tensor).data
+    return memoryview(tensor.raw_data or numpy_helper.to_array(tensor).tobytes())
 
 
 def _slots(found: list[Scope]) -> dict[str, list[tuple[onnx.NodeProto, int]]]:

@@ -12,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from onnxslim_tk.graph.weights import LARGEST, Weights
 from onnxslim_tk.packing.alias import alias
 from onnxslim_tk.packing.chain import Chain, Pool, Tables, stored_size
 from onnxslim_tk.packing.decode import decode
@@ -111,26 +112,30 @@ def packed_bytes(values: NDArray[Any], opset: int = 17) -> int:
     return plain if option is None else option.size
 
 
-def pack(model: onnx.ModelProto) -> list[PackedTensor]:
+def pack(model: onnx.ModelProto, weights: Weights | None = None) -> list[PackedTensor]:
     """Store the initializers of ``model`` in fewer bytes, in place, and say what was changed.
 
     Every tensor becomes, where that saves bytes, a short chain of standard nodes whose last
     output has the tensor's name; decoded, it gives the same bits. Initializers that are inputs or
-    outputs of a graph, external data, constants of quantized operators and whatever a custom
-    operator reads stay as they are, and so does a model of IR version 3 or opset 6 and below.
+    outputs of a graph, constants of quantized operators and whatever a custom operator reads stay
+    as they are, and so does a model of IR version 3 or opset 6 and below. ``weights`` holds the
+    values that lie outside the message.
     """
+    weights = Weights(LARGEST) if weights is None else weights
     opset = opset_version(model)
     if opset < 7 or model.ir_version < 4:
         return []
-    packed = [PackedTensor(m.name, "alias", m.bytes_before, m.bytes_after) for m in alias(model)]
+    packed = [
+        PackedTensor(m.name, "alias", m.bytes_before, m.bytes_after) for m in alias(model, weights)
+    ]
     found = scopes(model)
-    targets = list(_targets(found, opset))
+    targets = list(_targets(found, opset, weights))
     allowed = _choose_tables(targets, opset)
     names = Names(taken_names(model))
     tables = Tables(names, opset)
     chains: list[Chain] = []
     for scope in found:
-        bench = _Bench(names, tables, opset)
+        bench = _Bench(names, tables, opset, weights)
         for target in (t for t in targets if t.scope is scope):
             option = target.best(allowed)
             size = None if option is None else bench.encode(option.encoding, target.tensor)
@@ -150,12 +155,13 @@ def pack(model: onnx.ModelProto) -> list[PackedTensor]:
 class _Bench:
     """Writes and proves the chains of one graph."""
 
-    def __init__(self, names: Names, tables: Tables, opset: int) -> None:
+    def __init__(self, names: Names, tables: Tables, opset: int, weights: Weights) -> None:
         self.chains: list[Chain] = []
         self.done: set[str] = set()
         self._names = names
         self._tables = tables
         self._opset = opset
+        self._weights = weights
         self._pool: Pool = {}
         self._stored: dict[str, TensorProto] = {}
 
@@ -164,13 +170,14 @@ class _Bench:
 
         None, and no chain, unless it is smaller than the tensor and decodes to the same bits.
         """
-        array = numpy_helper.to_array(tensor)
+        array = self._weights.values(tensor)
         pool = dict(self._pool)
         chain = Chain(self._names, pool, self._tables, self._opset)
         if encoding.encode(inspect(array), chain) is None:
             return None
         chain.finish(tensor.name)
-        if chain.size() >= stored_size(tensor) or not self._is_proven(chain, tensor.name, array):
+        plain = self._weights.stored_size(tensor)
+        if chain.size() >= plain or not self._is_proven(chain, tensor.name, array):
             return None
         self._pool = pool
         self._stored.update((t.name, t) for t in chain.initializers)
@@ -190,22 +197,20 @@ class _Bench:
         return same_kind and decoded.tobytes() == array.tobytes()
 
 
-def _targets(found: list[Scope], opset: int) -> Iterator[_Target]:
+def _targets(found: list[Scope], opset: int, weights: Weights) -> Iterator[_Target]:
     kept = _unpackable(found)
     for scope in found:
         fixed = scope.interface()
         for tensor in scope.graph.initializer:
-            if tensor.name in fixed or (scope, tensor.name) in kept or not _is_plain(tensor):
+            if tensor.name in fixed or (scope, tensor.name) in kept:
                 continue
-            array = numpy_helper.to_array(tensor)
+            if tensor.data_type not in _TYPES or not weights.holds(tensor):
+                continue
+            array = weights.values(tensor)
             # The indices of a decode are int32, whatever the type of the tensor.
             if array.nbytes < _SMALLEST or array.size * max(4, array.itemsize) >= LIMIT:
                 continue
-            yield _Target(scope, tensor, stored_size(tensor), tuple(_options(array, opset)))
-
-
-def _is_plain(tensor: TensorProto) -> bool:
-    return tensor.data_type in _TYPES and tensor.data_location != TensorProto.EXTERNAL
+            yield _Target(scope, tensor, weights.stored_size(tensor), tuple(_options(array, opset)))
 
 
 def _unpackable(found: list[Scope]) -> set[Key]:

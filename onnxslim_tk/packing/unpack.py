@@ -9,8 +9,9 @@ from math import prod
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
+from onnxslim_tk.graph.weights import LARGEST, Weights, is_apart, place
 from onnxslim_tk.packing.decode import evaluate
 from onnxslim_tk.packing.inspect import inspect
 from onnxslim_tk.packing.operators import LIMIT, OPERATORS, Array, UndecodableError, attribute
@@ -89,7 +90,7 @@ class _Budget:
             self.shared_bytes += value.nbytes
 
 
-def unpack(model: onnx.ModelProto) -> int:
+def unpack(model: onnx.ModelProto, weights: Weights | None = None) -> int:
     """Make the constants of ``model`` plain initializers, in place; return how many it made.
 
     Constant nodes become initializers, and every value that storage operators compute from
@@ -98,8 +99,10 @@ def unpack(model: onnx.ModelProto) -> int:
     small integers or the few values of a codebook; only what feeds it is decoded. Left alone are
     graph outputs, other domains, outputs above 1 GiB, models of IR version 3 and below, and what
     is left when decoding has come to 64 bytes for each element that the file stores, or to 64
-    steps for each of its nodes.
+    steps for each of its nodes. ``weights`` holds values outside the message, and takes up the big
+    ones that are made; what only names or reshapes a weight shares its array.
     """
+    weights = Weights(LARGEST) if weights is None else weights
     if model.ir_version < 4:
         return 0
     found = scopes(model)
@@ -109,9 +112,9 @@ def unpack(model: onnx.ModelProto) -> int:
         return made
     blocked: set[Key] = set()
     touched: set[Key] = set()
-    budget = _budget(found, _stored(found))
+    budget = _budget(found, _stored(found, weights))
     while True:
-        stored = _stored(found)
+        stored = _stored(found, weights)
         steps = _steps(found, stored, blocked)
         scaled = _scaled(steps, stored)
         if scaled:
@@ -123,7 +126,8 @@ def unpack(model: onnx.ModelProto) -> int:
             budget.spend(steps=len(steps))
             for step in _ends(found, steps):
                 try:
-                    decoded.append((step, _decode(step, steps, stored, budget)))
+                    value = _decode(step, steps, stored, budget, weights)
+                    decoded.append((step, _tensor(step, value, weights)))
                 except _StuckError as stuck:
                     failed.add(stuck.key)
         except _SpentError:
@@ -131,7 +135,7 @@ def unpack(model: onnx.ModelProto) -> int:
         _keep(decoded, touched)
         made += len(decoded)
         if not failed:
-            _prune(found, blocked, touched)
+            _prune(found, blocked, touched, weights)
             return made
         blocked |= failed
 
@@ -149,7 +153,10 @@ class _SpentError(Exception):
 
 
 def _budget(found: list[Scope], stored: _Stored) -> _Budget:
-    elements = sum(prod(tensor.dims) for tensor in stored.values())
+    # Any number of tensors may lie at one place of a data file.
+    apart = {place(tensor): prod(tensor.dims) for tensor in stored.values() if is_apart(tensor)}
+    elements = sum(prod(tensor.dims) for tensor in stored.values() if not is_apart(tensor))
+    elements += sum(apart.values())
     nodes = sum(len(scope.graph.node) for scope in found)
     total = _FREE_BYTES + _BYTES_PER_ELEMENT * elements
     return _Budget(total, _STEPS_PER_NODE * (nodes + 1), _BYTES_UNDERWAY * total)
@@ -190,16 +197,16 @@ def _constant_value(value: AttributeProto) -> TensorProto | None:
     return None
 
 
-def _stored(found: list[Scope]) -> _Stored:
-    """Return the initializers that nobody can override and whose data the model holds."""
+def _stored(found: list[Scope], weights: Weights) -> _Stored:
+    """Return the initializers that nobody can override."""
     return {
         (scope, tensor.name): tensor
         for scope in found
         for inputs in [{v.name for v in scope.graph.input}]
         for tensor in scope.graph.initializer
         if tensor.name not in inputs
-        and tensor.data_location != TensorProto.EXTERNAL
         and tensor.data_type != TensorProto.STRING
+        and weights.holds(tensor)
     }
 
 
@@ -270,7 +277,7 @@ def _ends(found: list[Scope], steps: _Steps) -> Iterator[_Step]:
     return (step for key, step in steps.items() if key in read)
 
 
-def _decode(end: _Step, steps: _Steps, stored: _Stored, budget: _Budget) -> TensorProto:
+def _decode(end: _Step, steps: _Steps, stored: _Stored, budget: _Budget, weights: Weights) -> Array:
     values: dict[Key, Array] = {}
     underway = budget.underway
     for key in _needed(end, steps, budget):
@@ -280,7 +287,7 @@ def _decode(end: _Step, steps: _Steps, stored: _Stored, budget: _Budget) -> Tens
         step = steps[key]
         for source in step.inputs:
             if source not in values:
-                values[source] = numpy_helper.to_array(stored[source])
+                values[source] = weights.values(stored[source])
         inputs = [values[source] for source in step.inputs]
         try:
             values[key] = evaluate(step.node, inputs, min(LIMIT, underway))
@@ -294,7 +301,17 @@ def _decode(end: _Step, steps: _Steps, stored: _Stored, budget: _Budget) -> Tens
     if value.dtype.kind not in _PLAIN_KINDS and value.dtype.name != "bfloat16":
         raise _StuckError(end.key)
     budget.spend(nbytes=value.nbytes)
-    return numpy_helper.from_array(np.asarray(value, order="C"), end.key[1])
+    return value
+
+
+def _tensor(end: _Step, value: Array, weights: Weights) -> TensorProto:
+    """The initializer that takes the place of a chain."""
+    element: TensorProto.DataType = helper.np_dtype_to_tensor_dtype(value.dtype)
+    tensor = TensorProto(name=end.key[1], data_type=element, dims=value.shape)
+    # Only the outermost graph's initializers may lie outside.
+    keeper = weights if end.scope.parent is None else Weights(LARGEST)
+    keeper.put(tensor, value)
+    return tensor
 
 
 def _needed(end: _Step, steps: _Steps, budget: _Budget) -> Iterator[Key]:
@@ -334,9 +351,9 @@ def _keep(decoded: list[tuple[_Step, TensorProto]], touched: set[Key]) -> None:
         _delete_nodes(scope, names)
 
 
-def _prune(found: list[Scope], blocked: set[Key], touched: set[Key]) -> None:
+def _prune(found: list[Scope], blocked: set[Key], touched: set[Key], weights: Weights) -> None:
     """Take away the steps and the initializers that only served what is decoded now."""
-    steps = _steps(found, _stored(found), blocked)
+    steps = _steps(found, _stored(found, weights), blocked)
     uses: Counter[Key | None] = Counter()
     for scope in found:
         uses.update(_keys(scope, [v.name for v in scope.graph.output]))

@@ -20,7 +20,7 @@ from onnxslim_tk.graph.edit import (
 )
 from onnxslim_tk.graph.evaluate import FOLDED, constant_bytes, evaluate, node_bytes
 from onnxslim_tk.graph.inference import Types, infer_types
-from onnxslim_tk.graph.model import Graph, Model, Node, Tensor, bodies, to_proto
+from onnxslim_tk.graph.model import Graph, Model, Node, Tensor, bodies, file_bytes
 from onnxslim_tk.graph.neutral import unchanged_input
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
@@ -56,10 +56,10 @@ class Clean:
     def propose(self, model: Model, context: Context) -> Iterator[Proposal | Refusal]:
         """One row for the whole model, with what was counted and saved on a copy of it."""
         twin = model.copy()
-        before = to_proto(twin).ByteSize()
+        before = file_bytes(twin)
         counts = self._tidy(twin)
         if counts:
-            saved = before - to_proto(twin).ByteSize()
+            saved = before - file_bytes(twin)
             yield Proposal(("model",), self.name, "", dict(sorted(counts.items())), saved)
 
     def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:

@@ -9,11 +9,13 @@ from typing import Final
 
 from onnxslim_tk.errors import CalibrationError, SessionError
 from onnxslim_tk.graph.model import Model
+from onnxslim_tk.graph.weights import Stored
+from onnxslim_tk.measure.foreign import Operator, foreign_operators, runnable_part
 from onnxslim_tk.measure.runtime import Feed, Session, TensorInfo
 from onnxslim_tk.measure.samples import Samples, Split, random_feed, split
 from onnxslim_tk.measure.validate import Faithfulness, faithfulness
 from onnxslim_tk.packing import PackedTensor
-from onnxslim_tk.pipeline.files import packed, provenance
+from onnxslim_tk.pipeline.files import packed, provenance, unchanged
 from onnxslim_tk.pipeline.options import Options
 from onnxslim_tk.pipeline.stages import Chooser, Setting, carry_out
 from onnxslim_tk.pipeline.stepping import TOLERANCES, Asking, Stepping, lossless
@@ -29,17 +31,19 @@ _BETTER_DB: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A result: its bytes, the model they open as, how it came about.
+    """A result as it will lie in files, the model that opens as, how it came about.
 
     ``steps`` counts the steps back before it; ``only_tidied`` says that no lossy row is in it.
+    ``trouble`` is what the runtime said of the recipe's own result, where it can't run that.
     """
 
-    data: bytes
+    data: Stored
     model: Model
     plan: Plan
     packed: tuple[PackedTensor, ...]
     steps: int = 0
     only_tidied: bool = False
+    trouble: str = ""
 
 
 class Workshop:
@@ -48,15 +52,26 @@ class Workshop:
     def __init__(
         self,
         source: Path,
-        data: bytes,
+        data: Stored,
         model: Model,
         inputs: Sequence[TensorInfo],
         recipe: Recipe,
         samples: Samples | None,
         options: Options,
+        name: str = "model.onnx",
     ) -> None:
         self.source, self.data, self.model, self.inputs = source, data, model, inputs
         self.recipe, self.samples, self.options = recipe, samples, options
+        self.name = name
+
+    @cached_property
+    def foreign(self) -> list[Operator]:
+        """Operators of the original that the runtime lacks."""
+        return foreign_operators(self.model)
+
+    def runnable(self, stored: Stored) -> Stored | None:
+        """What the runtime can run of the original or of a result."""
+        return runnable_part(stored, self.foreign)
 
     @cached_property
     def parts(self) -> Split | None:
@@ -75,7 +90,10 @@ class Workshop:
             return self.parts.calibrate.feeds[0]
         try:
             feed = random_feed(self.inputs, self.options.seed)
-            Session(self.source).run(feed)
+            part = self.runnable(self.data)
+            if part is None:
+                return None
+            Session(part).run(feed)
         except (CalibrationError, SessionError):
             return None
         return feed
@@ -94,32 +112,43 @@ class Workshop:
         stages = carry_out(model, setting, choose)
         origin = provenance(self.model, VERSION, self.options.seed, recipe_data(self.recipe))
         self.options.progress("pack", 0, 1)
-        data, changed = packed(model, origin)
+        data, changed = packed(model, origin, self.name)
         self.options.progress("pack", 1, 1)
         made = Plan(self.model.source_sha256, self.recipe, self.options.seed, stages)
         lossy = any(row.error > 0 for stage in stages for row in stage.rows)
         return Attempt(data, model, made, tuple(changed), steps, steps > 0 and not lossy)
 
-    def existing(self, data: bytes, model: Model) -> Attempt:
+    def existing(self, data: Stored, model: Model) -> Attempt:
         """A result that lies there already."""
         none = Plan(self.model.source_sha256, self.recipe, self.options.seed, ())
         return Attempt(data, model, none, ())
 
     def never_larger(self, attempt: Attempt) -> Attempt:
         """The attempt, or the original as it is where the attempt saves no byte."""
-        return attempt if len(attempt.data) < len(self.data) else self.untouched(attempt.steps)
+        if len(attempt.data) < len(self.data):
+            return attempt
+        return replace(self.untouched(attempt.steps), trouble=attempt.trouble)
 
     def untouched(self, steps: int) -> Attempt:
         """The original itself."""
-        return replace(self.existing(self.data, self.model), steps=steps, only_tidied=True)
+        attempt = self.existing(unchanged(self.data, self.name), self.model)
+        return replace(attempt, steps=steps, only_tidied=True)
 
     def best(self) -> Attempt:
         """The first attempt that keeps the budget on the samples for choosing.
 
         Without samples there is nothing to choose by, and the recipe counts as it stands. Where
         the outputs are not clearly near the original's, the few rows whose error is out of
-        proportion are given up if that brings them nearer.
+        proportion are given up if that brings them nearer. Where the runtime has no kernel for
+        what a method writes, only lossless rows are left.
         """
+        try:
+            return self._best()
+        except SessionError as error:
+            self.check_original()
+            return replace(self.tidied(1), trouble=str(error))
+
+    def _best(self) -> Attempt:
         attempt = self.attempt(Asking(), 0)
         if self.parts is None:
             return attempt
@@ -162,20 +191,30 @@ class Workshop:
         try:
             found = self.measure(attempt, self.parts.choose, "check")
         except SessionError:
-            # A sample that the original cannot run either is not the attempt's fault.
-            original = Session(self.data)
-            for feed in self.parts.choose.feeds:
-                original.run(feed)
+            self.check_original()
             return False, -inf
         worst = min((output.sqnr_db for output in found.outputs), default=inf)
         return all(check.holds for check in self.checks(found)), worst
 
+    def check_original(self) -> None:
+        """Raise SessionError for samples that the original cannot run: no attempt's fault."""
+        part = self.runnable(self.data)
+        if part is not None and self.samples is not None:
+            original = Session(part)
+            for feed in self.samples.feeds:
+                original.run(feed)
+
     def measure(self, attempt: Attempt, samples: Samples, step: str) -> Faithfulness:
-        """Run original and attempt side by side on ``samples``."""
+        """Run original and attempt, or what can be run of them, side by side on ``samples``."""
         progress = self.options.progress
+        before, after = self.runnable(self.data), self.runnable(attempt.data)
+        if before is None or after is None:
+            raise CalibrationError(
+                "samples: there is nothing in the model that they could be run on"
+            )
         return faithfulness(
-            self.data,
-            attempt.data,
+            before,
+            after,
             samples,
             self.options.metric,
             self.options.kinds,

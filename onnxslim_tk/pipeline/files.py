@@ -3,20 +3,29 @@
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import onnx
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError
 
 from onnxslim_tk.errors import ModelError
 from onnxslim_tk.graph.check import check, drop_repeated_weights
-from onnxslim_tk.graph.model import Model, from_proto, to_proto
+from onnxslim_tk.graph.model import Model, drop_listed_weights, from_proto, to_parts
+from onnxslim_tk.graph.weights import Stored
 from onnxslim_tk.packing import PackedTensor, pack, unpack
+from onnxslim_tk.pipeline.external import (
+    data_file,
+    laid_out,
+    old_data,
+    padding,
+    read_weights,
+    take_in,
+)
 from onnxslim_tk.writing import write_pieces
 
 _PROVENANCE: Final = "onnxslim_tk."
-_LARGEST: Final = (1 << 31) - 1
 
 
 def read_file(path: Path) -> bytes:
@@ -33,33 +42,29 @@ def read_file(path: Path) -> bytes:
         raise ModelError(f"model: {path} cannot be read: {error.strerror}") from error
 
 
-def read_model(path: Path) -> bytes:
-    """The bytes of a model file, its external data taken in; raises ModelError."""
-    data = read_file(path)
-    proto = _proto(data, path.name)
-    plain = proto.ByteSize()
-    _take_in(proto, path)
-    if proto.ByteSize() == plain:
-        return data
-    try:
-        whole: bytes = proto.SerializeToString(deterministic=True)
-    except (EncodeError, ValueError) as error:
-        raise ModelError(f"model: {path.name} and its external data take over 2 GB") from error
-    return whole
+def read_model(path: Path) -> Stored:
+    """A model file with its external data mapped into memory; raises ModelError."""
+    head = read_file(path)
+    proto = _proto(head, path.name)
+    return Stored(head, read_weights(proto, path), path)
 
 
-def parse(data: bytes, path: Path | None = None) -> Model:
-    """Open the bytes of a model file, packed or not.
-
-    ``path`` says where external data lie. Raises ModelError for what is not a valid model.
-    """
-    proto = _proto(data, path.name if path else "the file")
-    check(proto)
+def parse(data: bytes | Stored) -> Model:
+    """Open a model, packed or not; raises ModelError for what is not a valid one."""
+    stored = data if isinstance(data, Stored) else Stored(data)
+    name = stored.path.name if stored.path else "the file"
+    proto = _proto(stored.head, name)
     drop_repeated_weights(proto)
-    if path is not None:
-        _take_in(proto, path)
-    unpack(proto)
-    return from_proto(proto, data)
+    weights = stored.weights.copy()
+    take_in(proto, weights)
+    if not stored.is_single:
+        # Indices of sparse tensors may have lain outside.
+        check(proto)
+    drop_listed_weights(proto)
+    for tensor in proto.graph.initializer:
+        weights.lift(tensor)
+    unpack(proto, weights)
+    return from_proto(proto, stored, weights)
 
 
 def _proto(data: bytes, name: str) -> onnx.ModelProto:
@@ -69,17 +74,8 @@ def _proto(data: bytes, name: str) -> onnx.ModelProto:
         raise ModelError(f"model: {name} is not an ONNX file, or a damaged one") from error
     if not proto.HasField("graph"):
         raise ModelError(f"model: {name} is not an ONNX file: it holds no graph")
+    check(proto)
     return proto
-
-
-def _take_in(proto: onnx.ModelProto, path: Path) -> None:
-    try:
-        onnx.external_data_helper.load_external_data_for_model(proto, str(path.parent))
-    except (onnx.checker.ValidationError, OSError, ValueError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(
-            f"model: the external data of {path.name} cannot be read: {first}"
-        ) from error
 
 
 def load(path: str | os.PathLike[str]) -> Model:
@@ -87,26 +83,34 @@ def load(path: str | os.PathLike[str]) -> Model:
 
     Raises ModelError for what is not a valid model.
     """
-    return parse(read_file(Path(path)), Path(path))
+    return parse(read_model(Path(path)))
 
 
-def packed(model: Model, provenance: dict[str, str]) -> tuple[bytes, list[PackedTensor]]:
-    """The model as the bytes of a file, packed, and what the packing changed.
+def packed(
+    model: Model, provenance: dict[str, str], name: str = "model.onnx"
+) -> tuple[Stored, list[PackedTensor]]:
+    """The model as it will lie in files, packed, and what the packing changed.
 
-    ``provenance`` goes into the model's metadata. Raises ModelError for more than 2 GB.
+    ``provenance`` goes into the model's metadata, ``name`` is that of the file it is meant for.
     """
-    proto = to_proto(model)
+    proto, weights = to_parts(model)
     kept = [entry for entry in proto.metadata_props if not entry.key.startswith(_PROVENANCE)]
     kept = [onnx.StringStringEntryProto.FromString(e.SerializeToString()) for e in kept]
     del proto.metadata_props[:]
     proto.metadata_props.extend(kept)
     for key, value in provenance.items():
         proto.metadata_props.add(key=_PROVENANCE + key, value=value)
-    changed = pack(proto)
-    if proto.ByteSize() > _LARGEST:
-        raise ModelError("model: the result takes over 2 GB, more than one file may hold")
-    data: bytes = proto.SerializeToString(deterministic=True)
-    return data, changed
+    changed = pack(proto, weights)
+    return laid_out(proto, weights, name), changed
+
+
+def unchanged(stored: Stored, name: str) -> Stored:
+    """The same model as it will lie in files under ``name``."""
+    if stored.is_single:
+        return Stored(stored.head)
+    proto = stored.proto()
+    take_in(proto, stored.weights)
+    return laid_out(proto, stored.weights.copy(), name)
 
 
 def provenance(model: Model, version: str, seed: int, recipe: object) -> dict[str, str]:
@@ -128,12 +132,41 @@ def stored_provenance(model: Model) -> dict[str, str]:
     }
 
 
-def write_file(data: bytes, path: Path) -> None:
-    """Write a model whole or not at all; raises ModelError."""
-    write_pieces([data], path)
+def write_file(data: bytes | Stored, path: Path) -> None:
+    """Write a model, each of its files whole or not at all; raises ModelError.
+
+    Data that don't fit into one file are written and synced before the model that needs them;
+    those of our earlier result of this name go after it.
+    """
+    stored = data if isinstance(data, Stored) else Stored(data)
+    name = data_file(stored)
+    old = old_data(read_file(path), path.name) if path.is_file() else []
+    beside = path.parent / name if name else None
+    known = beside is not None and beside.exists()
+    try:
+        if beside is not None:
+            write_pieces(_data(stored), beside)
+        write_pieces([stored.head], path)
+    except BaseException:
+        if beside is not None and not known:
+            beside.unlink(missing_ok=True)
+        raise
+    for gone in old:
+        if gone != name:
+            (path.parent / gone).unlink(missing_ok=True)
+
+
+def _data(stored: Stored) -> Iterator[bytes | memoryview]:
+    end = 0
+    for tensor in stored.apart():
+        size = stored.weights.raw(tensor).nbytes
+        gap = padding(end, size)
+        yield bytes(gap)
+        yield from stored.weights.chunks(tensor)
+        end += gap + size
 
 
 def save(model: Model, path: str | os.PathLike[str]) -> None:
     """Pack the model and write it whole or not at all; raises ModelError."""
-    data, _ = packed(model, {})
-    write_file(data, Path(path))
+    stored, _ = packed(model, {}, Path(path).name)
+    write_file(stored, Path(path))

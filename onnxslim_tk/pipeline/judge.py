@@ -1,10 +1,14 @@
 """The last word: an attempt measured on the samples that nothing was chosen by."""
 
-import hashlib
 import time
 
+import onnx
+
+from onnxslim_tk.errors import ModelError
 from onnxslim_tk.graph.formats import number_formats, told
-from onnxslim_tk.graph.model import Model
+from onnxslim_tk.graph.model import SEPARATE_WEIGHTS, Model
+from onnxslim_tk.graph.weights import Stored
+from onnxslim_tk.measure.foreign import spelled
 from onnxslim_tk.measure.observe import observed_shapes
 from onnxslim_tk.measure.runtime import Feed, runtime_version
 from onnxslim_tk.measure.validate import validate_files
@@ -39,7 +43,10 @@ def judge(shop: Workshop, attempt: Attempt, started: float, everything: bool = F
         found,
         (shapes[0], shapes[1]),
         shop.options.progress,
+        (shop.runnable(shop.data), shop.runnable(attempt.data)),
     )
+    if shop.foreign:
+        check_form(shop.data, attempt.data)
     counts = None
     if parts is not None and judging is not None:
         sizes = (0, 0) if everything else (len(parts.calibrate), len(parts.choose))
@@ -47,8 +54,8 @@ def judge(shop: Workshop, attempt: Attempt, started: float, everything: bool = F
     return Report(
         version=VERSION,
         runtime=runtime_version(),
-        source_sha256=hashlib.sha256(shop.data).hexdigest(),
-        result_sha256=hashlib.sha256(attempt.data).hexdigest(),
+        source_sha256=shop.data.sha256,
+        result_sha256=attempt.data.sha256,
         recipe=shop.recipe.name,
         seed=shop.options.seed,
         samples=counts,
@@ -67,8 +74,34 @@ def _shapes(model: Model, feeds: tuple[Feed, ...]) -> dict[str, tuple[int, ...]]
     return observed_shapes(model, feeds[0]) if feeds else {}
 
 
+def check_form(original: Stored, result: Stored) -> None:
+    """Raise ModelError where ONNX's own checker passes the original, but not the result."""
+    messages = []
+    for stored in (original, result):
+        proto = stored.proto()
+        try:
+            if stored.is_single:
+                onnx.checker.check_model(proto)
+            messages.append("")
+        except onnx.checker.ValidationError as error:
+            messages.append(str(error).splitlines()[0])
+    if messages[1] and not messages[0]:
+        raise ModelError(f"model: the result is not valid ONNX: {messages[1]}")
+
+
+def _foreign(shop: Workshop) -> str:
+    names = ", ".join(map(spelled, shop.foreign[:4]))
+    more = f" and {len(shop.foreign) - 4} more" * (len(shop.foreign) > 4)
+    said = f"the runtime lacks {names}{more}: the model cannot be run to its end; "
+    if shop.runnable(shop.data) is None:
+        return said + "only the form of the result and its weights were checked"
+    if shop.samples is None:
+        return said + "what comes before runs, the rest was checked by its form alone"
+    return said + "the result was judged by the tensors that go into these operators"
+
+
 def _warnings(shop: Workshop, attempt: Attempt, counts: Counts | None) -> list[str]:
-    found = []
+    found = [_foreign(shop)] if shop.foreign else []
     if shop.samples is None:
         made = "only methods that need none were used, and " if attempt.plan.stages else ""
         found.append(
@@ -86,11 +119,25 @@ def _warnings(shop: Workshop, attempt: Attempt, counts: Counts | None) -> list[s
             f"in narrow numbers already ({told(formats)}): such operators stay as they are, unless "
             "their weights can be narrower still or run in integers"
         )
-    if attempt.data == shop.data:
+    proto = shop.data.proto()
+    kept = {tensor.name for tensor in shop.model.graph.inputs}
+    listed = sum(value.name not in kept for value in proto.graph.input)
+    if listed and proto.ir_version >= SEPARATE_WEIGHTS and attempt.model is not shop.model:
+        found.append(
+            f"{listed} weights are listed as inputs in the original: they are constants in the "
+            "result, and can't be fed"
+        )
+    if attempt.trouble:
+        found.append(f"the runtime cannot run what the recipe makes of it: {attempt.trouble}")
+    if attempt.model is shop.model:
         cause = "nothing made the file smaller"
-        if attempt.steps:
+        if attempt.trouble:
+            cause = "tidying saved nothing"
+        elif attempt.steps:
             cause = "no compressed model kept the budget, and tidying saved nothing"
         found.append(f"{cause}: the result is the original, unchanged")
+    elif attempt.trouble:
+        found.append("the result is the original, tidied and packed")
     elif attempt.only_tidied:
         found.append(
             "no compressed model kept the budget: the result is the original, tidied and packed"

@@ -24,7 +24,8 @@ class Options:
     """What a run may be told beside the model and the recipe.
 
     ``calibration`` is a path to samples, or samples; ``limit`` the most of them that are used;
-    ``kinds`` settles the kind of outputs by name; ``budget`` None takes the recipe's.
+    ``kinds`` settles the kind of outputs by name; ``budget`` None takes the recipe's;
+    ``in_place`` lets the result take the place of the source.
     """
 
     calibration: PathLike | Samples | None = None
@@ -36,3 +37,4 @@ class Options:
     seed: int = 0
     target: Target = ONNXRUNTIME_CPU
     progress: Progress = silent
+    in_place: bool = False

@@ -1,20 +1,24 @@
 """The verbs: optimize, plan, apply and validate, each the way of the data on one screen."""
 
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from onnxslim_tk.errors import CalibrationError, ModelError, RecipeError
+from onnxslim_tk.errors import CalibrationError, ModelError, RecipeError, SessionError
+from onnxslim_tk.graph.weights import Stored, entry
+from onnxslim_tk.measure.foreign import Operator, foreign_operators, runnable_part, spelled
 from onnxslim_tk.measure.runtime import Session
 from onnxslim_tk.measure.samples import Samples, read_samples
 from onnxslim_tk.packing import PackedTensor
 from onnxslim_tk.passes import PASSES
-from onnxslim_tk.pipeline.attempt import Workshop
+from onnxslim_tk.pipeline.attempt import Attempt, Workshop
 from onnxslim_tk.pipeline.files import (
     packed,
     parse,
     read_model,
     stored_provenance,
+    unchanged,
     write_file,
 )
 from onnxslim_tk.pipeline.judge import judge
@@ -44,19 +48,29 @@ def optimize(
     """
     started = time.process_time()
     shop = _open(Path(source), recipe, options, Path(result))
-    attempt = shop.never_larger(shop.best())
-    report = judge(shop, attempt, started)
-    if not report.holds:
-        # The judging samples disagree: only what changes nothing is safe to hand over.
-        attempt = shop.never_larger(shop.tidied(attempt.steps + 1))
-        report = judge(shop, attempt, started)
-    if not report.holds:
-        attempt = shop.untouched(attempt.steps + 1)
-        report = judge(shop, attempt, started)
+    attempt, report = _settled(shop, started)
     options.progress("write", 0, 1)
     write_file(attempt.data, Path(result))
     options.progress("write", 1, 1)
     return report
+
+
+def _settled(shop: Workshop, started: float) -> tuple[Attempt, Report]:
+    """The best attempt and the report on it, or a safer one where the judging samples disagree."""
+    attempt = shop.never_larger(shop.best())
+    # Only what changes nothing is safe to hand over.
+    for safer in (shop.tidied, shop.untouched):
+        trouble = attempt.trouble
+        try:
+            report = judge(shop, attempt, started)
+        except SessionError as error:
+            shop.check_original()
+            trouble = str(error)
+        else:
+            if report.holds:
+                return attempt, report
+        attempt = shop.never_larger(replace(safer(attempt.steps + 1), trouble=trouble))
+    return attempt, judge(shop, attempt, started)
 
 
 def plan(source: PathLike, recipe: str | Recipe = "balanced", options: Options = _PLAIN) -> Plan:
@@ -97,7 +111,7 @@ def validate(original: PathLike, result: PathLike, options: Options = _PLAIN) ->
     started = time.process_time()
     shop = _open(Path(original), Recipe("none", ()), options, None)
     data = read_model(Path(result))
-    attempt = shop.existing(data, parse(data, Path(result)))
+    attempt = shop.existing(data, parse(data))
     return judge(shop, attempt, started, everything=True)
 
 
@@ -108,34 +122,52 @@ def pack(source: PathLike, result: PathLike) -> tuple[PackedTensor, ...]:
     must be able to load both files.
     """
     data = read_model(Path(source))
-    _check_target(Path(source), Path(result))
+    _check_target(Path(source), data, Path(result), in_place=False)
     # First our own look: a model of endless functions would hang the runtime.
-    model = parse(data, Path(source))
-    Session(Path(source))
-    smaller, changed = packed(model, stored_provenance(model))
-    Session(smaller)
+    model = parse(data)
+    foreign = foreign_operators(model)
+    _check_runs(data, foreign)
+    smaller, changed = packed(model, stored_provenance(model), Path(result).name)
+    _check_runs(smaller, foreign)
     if len(smaller) >= len(data):
-        write_file(data, Path(result))
+        write_file(unchanged(data, Path(result).name), Path(result))
         return ()
     write_file(smaller, Path(result))
     return tuple(changed)
+
+
+def _check_runs(stored: Stored, foreign: Collection[Operator]) -> None:
+    """Raise SessionError where the runtime can't load what it should of a model."""
+    part = runnable_part(stored, foreign)
+    if part is not None:
+        Session(part)
 
 
 def _open(source: Path, recipe: str | Recipe, options: Options, result: Path | None) -> Workshop:
     options.progress("read the model", 0, 1)
     data = read_model(source)
     if result is not None:
-        _check_target(source, result)
+        _check_target(source, data, result, options.in_place)
     chosen = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, PASSES)
-    model = parse(data, source)
-    session = Session(source)
+    model = parse(data)
+    foreign = foreign_operators(model)
+    part = runnable_part(data, foreign)
+    inputs = () if part is None else Session(part).inputs
     options.progress("read the model", 1, 1)
     options.progress("read the samples", 0, 1)
     samples = options.calibration
-    if samples is not None and not isinstance(samples, Samples):
-        samples = read_samples(
-            Path(samples), session.inputs, options.images, options.limit, options.seed
+    if part is None and samples is not None:
+        raise CalibrationError(
+            f"samples: none of the model can be run before {spelled(foreign[0])}, which the "
+            "runtime lacks; leave the samples out"
         )
+    if foreign and options.metric is not None:
+        raise CalibrationError(
+            f"metric: {options.metric.name} needs the model's outputs, but the runtime lacks "
+            f"{spelled(foreign[0])}"
+        )
+    if samples is not None and not isinstance(samples, Samples):
+        samples = read_samples(Path(samples), inputs, options.images, options.limit, options.seed)
     options.progress("read the samples", 1, 1)
     budget = chosen.budget if options.budget is None else options.budget
     if budget != Budget() and samples is None:
@@ -144,16 +176,26 @@ def _open(source: Path, recipe: str | Recipe, options: Options, result: Path | N
         raise RecipeError("budget: max drop needs a metric to be measured by, none is given")
     if options.metric is not None and (samples is None or samples.labels is None):
         raise CalibrationError(f"metric: {options.metric.name} needs samples with labels")
-    return Workshop(source, data, model, session.inputs, chosen, samples, options)
+    name = source.name if result is None else result.name
+    return Workshop(source, data, model, inputs, chosen, samples, options, name)
 
 
-def _check_target(source: Path, result: Path) -> None:
+def _check_target(source: Path, data: Stored, result: Path, in_place: bool) -> None:
     if not result.parent.is_dir():
         raise ModelError(f"model: the folder {result.parent} does not exist")
     if result.is_dir():
         raise ModelError(f"model: {result} is a folder; a file name is needed")
-    if result.exists() and result.samefile(source):
-        raise ModelError(f"model: {result} is the source itself; give the result another name")
+    if result.exists():
+        if result.samefile(source) and not in_place:
+            raise ModelError(
+                f"model: {result} is the source itself; give the result another name, "
+                "or say --in-place"
+            )
+        beside = {entry(tensor, "location") for tensor in data.apart()}
+        if any(result.samefile(source.parent / location) for location in beside):
+            raise ModelError(
+                f"model: {result} holds data of the source; give the result another name"
+            )
     try:
         check_place(result)
     except OSError as error:

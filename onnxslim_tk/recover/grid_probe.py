@@ -10,8 +10,9 @@ from onnx import helper
 
 from onnxslim_tk.errors import SessionError
 from onnxslim_tk.graph.grids import Affine
-from onnxslim_tk.graph.model import Model, to_proto
+from onnxslim_tk.graph.model import Model, to_parts, to_stored
 from onnxslim_tk.graph.regions import Grid, Regions
+from onnxslim_tk.graph.weights import Stored
 from onnxslim_tk.measure.probe import output_errors
 from onnxslim_tk.measure.runtime import Feed, Session
 
@@ -38,20 +39,20 @@ class GridProbe:
         heads = {g.like: regions.grids.get(g.like, g) for g in regions.grids.values()}
         self._places = {like: k for k, like in enumerate(heads)}
         members = {node.outputs[0].name for node in regions.nodes}
-        proto = to_proto(model)
+        proto, weights = to_parts(model)
         taken = {name for node in proto.graph.node for name in (*node.input, *node.output)}
         self._prefix = "_"
         while any(name.startswith(self._prefix) for name in taken):
             self._prefix += "_"
         _insert(proto.graph, list(heads.values()), members, self._prefix)
-        self._session = Session(proto.SerializeToString())
+        self._session = Session(Stored(proto.SerializeToString(), weights))
         outputs = self._session.outputs
         self._names = [o.name for o in outputs if o.dtype is not None and o.dtype.kind == "f"]
         self._feeds = feeds
         if reference is None:
             self._reference = [self._run({}, feed) for feed in feeds]
         else:
-            plain = Session(to_proto(reference).SerializeToString())
+            plain = Session(to_stored(reference))
             self._reference = [plain.run(feed, self._names) for feed in feeds]
 
     def errors(self, grids: Mapping[str, Affine], feeds: int | None = None) -> Floats:

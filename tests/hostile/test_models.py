@@ -162,7 +162,6 @@ UNRUNNABLE: dict[str, Builder] = {
     "an operator set to come": altered(lambda m: setattr(m.opset_import[0], "version", 999)),
     "repeated node names": altered(name_alike),
     "an unknown operator": with_node("Unheard", ["a"]),
-    "an unknown domain": with_node("Relu", ["a"], domain="com.example"),
     "a Conv with a matrix": layer("Conv", [1, 3, 8, 8], weight("w", np.ones((4, 3)))),
     "a Conv with a number": layer("Conv", [1, 3, 8, 8], weight("w", 1.0)),
     "a Gemm with a vector": layer("Gemm", [2, 3], weight("w", np.ones(3))),

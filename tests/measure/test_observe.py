@@ -204,7 +204,7 @@ def test_sequences_between_tensors_are_passed_over() -> None:
 def test_a_prefix_holds_no_more_than_it_needs() -> None:
     model = opened(chain_cnn())
     data = with_outputs(model, ["r1"])
-    proto = onnx.ModelProto.FromString(data)
+    proto = data.proto()
     assert [node.op_type for node in proto.graph.node] == ["Conv", "BatchNormalization", "Relu"]
     assert {t.name for t in proto.graph.initializer} == {"w1", "as", "ab", "am", "av"}
     x = normal(0, 1, 3, 16, 16)

@@ -11,12 +11,13 @@ import onnx
 import pytest
 from onnx import checker
 
-from onnxslim_tk.errors import CalibrationError, ModelError, RecipeError
+from onnxslim_tk.errors import CalibrationError, ModelError, RecipeError, SessionError
+from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.measure.metrics import METRICS
 from onnxslim_tk.measure.runtime import Session, running_operators
-from onnxslim_tk.measure.samples import Samples
+from onnxslim_tk.measure.samples import Samples, split
 from onnxslim_tk.passes import PASSES
-from onnxslim_tk.pipeline import Options, apply, optimize, plan, validate
+from onnxslim_tk.pipeline import Options, apply, load, optimize, plan, validate
 from onnxslim_tk.plan.budget import Budget
 from onnxslim_tk.plan.plan import read_plan, write_plan
 from onnxslim_tk.plan.recipe import Recipe, parse_recipe
@@ -403,3 +404,71 @@ def test_says_that_a_model_is_quantized_already(tmp_path: Path) -> None:
     )
     assert any(told in warning for warning in report.warnings)
     assert not any("narrow numbers" in warning for warning in first.warnings)
+
+
+def picking() -> onnx.ModelProto:
+    """A network ``x (1, 32)`` to ``y (1, 4)`` that fails where what it computes is no row."""
+    model = model_of(
+        """<ir_version: 8, opset_import: ["": 17]>
+        pick (float[1, 32] x) => (float[1, 4] y) {
+            h = MatMul(x, w)
+            first = Gather <axis = 1> (h, zero)
+            moved = Add(first, middle)
+            row = Cast <to = 7> (moved)
+            y = Gather <axis = 0> (table, row)
+        }""",
+        {
+            "w": normal(3, 32, 64),
+            "zero": np.int64(0),
+            "middle": np.float32(3.5),
+            "table": np.ones((8, 4), np.float32) + 0.001 * normal(4, 8, 4),
+        },
+    )
+    checker.check_model(model, full_check=True)
+    return model
+
+
+def with_one(part: str, feed: np.ndarray) -> Samples:
+    """Forty samples for the picking network, ``feed`` as one of those of a part of the split."""
+    feeds = [{"x": normal(k, 1, 32, scale=0.02)} for k in range(40)]
+    parts = split(Samples(feeds), 0)
+    chosen = getattr(parts, part).feeds[0]["x"]
+    return Samples([{"x": feed} if np.array_equal(f["x"], chosen) else f for f in feeds])
+
+
+@pytest.mark.parametrize("part", ["calibrate", "choose", "judge"])
+def test_samples_that_the_original_cannot_run_are_named_and_nothing_is_written(
+    part: str, tmp_path: Path, write: Write
+) -> None:
+    bad = with_one(part, np.float32(100) * picking_weight(picking()).T)
+    with pytest.raises(SessionError, match=r"session: .*Gather"):
+        optimize(write(picking()), tmp_path / "out.onnx", SHARING, options(bad))
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def picking_weight(model: onnx.ModelProto) -> np.ndarray:
+    (weight,) = (t for t in model.graph.initializer if t.name == "w")
+    return onnx.numpy_helper.to_array(weight)[:, :1]
+
+
+@pytest.mark.parametrize("part", ["choose", "judge"])
+def test_a_result_that_fails_where_the_original_runs_is_not_handed_over(
+    part: str, tmp_path: Path, write: Write
+) -> None:
+    source, result = write(picking()), tmp_path / "out.onnx"
+    sharing = recipe("stages: {sharing: [{share: 4}]}")
+    fine = with_one(part, np.zeros((1, 32), np.float32))
+    report = optimize(source, result, sharing, options(fine))
+    assert report.steps_back == 0
+    before = picking_weight(picking())[:, 0]
+    (layer,) = layers(load(result))
+    after = layer.weight[:, 0]
+    # Row 7 is the last: the original finds it, the result looks for row 9.
+    both = np.stack([before, after])
+    fatal = np.linalg.lstsq(both, np.array([4.0, 6.0]), rcond=None)[0].astype(np.float32)
+    report = optimize(source, result, sharing, options(with_one(part, fatal[None])))
+    Session(result).run({"x": fatal[None]})
+    assert report.holds
+    assert report.steps_back > 0
+    told = any("cannot run what the recipe makes of it" in warning for warning in report.warnings)
+    assert told == (part == "judge")

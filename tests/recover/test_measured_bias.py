@@ -4,6 +4,7 @@ import numpy as np
 
 from onnxslim_tk import demo
 from onnxslim_tk.graph.model import Model
+from onnxslim_tk.graph.weights import Stored
 from onnxslim_tk.measure.observe import observe
 from onnxslim_tk.measure.runtime import Feed, Session
 from onnxslim_tk.passes.quantize import Quantize
@@ -18,7 +19,7 @@ def feeds_of(count: int) -> list[Feed]:
     return [{"image": image[None]} for image in images]
 
 
-def quantized(kind: Literal["none", "expected", "measured"], feeds: list[Feed]) -> bytes:
+def quantized(kind: Literal["none", "expected", "measured"], feeds: list[Feed]) -> Stored:
     model = load(demo.MODEL)
     wanted = frozenset({"mean", "range"})
     statistics = observe(model, feeds, wanted, seed=0)
@@ -29,7 +30,7 @@ def quantized(kind: Literal["none", "expected", "measured"], feeds: list[Feed]) 
     return packed(model, {})[0]
 
 
-def noise(data: bytes, feeds: list[Feed]) -> float:
+def noise(data: Stored, feeds: list[Feed]) -> float:
     sessions = Session(demo.MODEL), Session(data)
     errors = [np.subtract(*(s.run(feed)["logits"] for s in sessions)) for feed in feeds]
     return float(np.square(errors).mean())
