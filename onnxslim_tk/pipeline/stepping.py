@@ -60,7 +60,7 @@ class Stepping:
         }
         known = rescaled(proposals, measured)
         if self.share is None:
-            return trimmed(known)
+            return trimmed(known, proposals)
         total = sum(group[0].error for group in alternatives(known) if group[0].error < 1e9)
         return within(known, self.share * total)
 

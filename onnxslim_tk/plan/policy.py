@@ -39,8 +39,11 @@ def within(proposals: Sequence[Proposal], tolerance: float) -> list[Proposal]:
     return _solve(alternatives(proposals), tolerance)
 
 
-def trimmed(proposals: Sequence[Proposal]) -> list[Proposal]:
+def trimmed(proposals: Sequence[Proposal], expected: Sequence[Proposal]) -> list[Proposal]:
     """What was asked for, but the milder setting where a row costs far more than it saves.
+
+    ``proposals`` have measured errors, ``expected`` are the same before; a milder setting makes
+    the lesser error of the two, since what is measured may be all of the setting asked for.
 
     Rows are given up one by one, those of the most error per time saved first, as long as that
     lowers the sum of errors by :data:`_WORTH` dB or more for each percent of the time saved by
@@ -52,6 +55,10 @@ def trimmed(proposals: Sequence[Proposal]) -> list[Proposal]:
         (group[0].method, group[0].targets): group[1]
         for group in alternatives(proposals)
         if len(group) > 1 and group[0].cost_saved > group[1].cost_saved
+    }
+    before = {(p.method, p.targets, p.setting): p.error for p in expected}
+    milder = {
+        key: replace(p, error=min(p.error, before[(*key, p.setting)])) for key, p in milder.items()
     }
     gains = {
         key: (chosen[key].error - other.error, chosen[key].cost_saved - other.cost_saved)
