@@ -21,11 +21,11 @@ from onnxslim_tk.pipeline.stages import Chooser, Setting, carry_out
 from onnxslim_tk.pipeline.stepping import TOLERANCES, Asking, Stepping, lossless
 from onnxslim_tk.plan.budget import Budget, Check, verdict
 from onnxslim_tk.plan.plan import Plan
+from onnxslim_tk.plan.policy import CLEAR_DB
 from onnxslim_tk.plan.recipe import Recipe, recipe_data
 from onnxslim_tk.version import VERSION
 
-# A result as near as this is not worth giving up speed for; what gives it up has to pay.
-_CLEAR_DB: Final = 20.0
+# Decibels that a result has to be nearer for the speed that it gives up.
 _BETTER_DB: Final = 1.0
 
 
@@ -153,7 +153,7 @@ class Workshop:
         if self.parts is None:
             return attempt
         holds, quality = self.quality(attempt)
-        if holds and quality >= _CLEAR_DB:
+        if holds and quality >= CLEAR_DB:
             return attempt
         stepping = Stepping(self.parts.calibrate.feeds, self.options.progress)
         trimmed = self.attempt(stepping, 0)

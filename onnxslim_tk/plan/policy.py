@@ -14,7 +14,8 @@ _NODES = 2000
 # Decibels that giving up one percent of the time saved has to bring, and those that any has to.
 _WORTH = 0.25
 _LEAST_GAIN = 0.3
-_CLEAR_DB = 20.0
+CLEAR_DB = 28.0
+"""A result as near as this to the original is not worth giving up speed for."""
 
 
 def alternatives(proposals: Sequence[Proposal]) -> list[list[Proposal]]:
@@ -47,7 +48,7 @@ def trimmed(proposals: Sequence[Proposal], expected: Sequence[Proposal]) -> list
 
     Rows are given up one by one, those of the most error per time saved first, as long as that
     lowers the sum of errors by :data:`_WORTH` dB or more for each percent of the time saved by
-    all, and until the sum is :data:`_CLEAR_DB` below the signal. A row without a milder setting
+    all, and until the sum is :data:`CLEAR_DB` below the signal. A row without a milder setting
     stays.
     """
     chosen = {(p.method, p.targets): p for p in asked_for(proposals)}
@@ -69,7 +70,7 @@ def trimmed(proposals: Sequence[Proposal], expected: Sequence[Proposal]) -> list
     saved = sum(p.cost_saved for p in chosen.values()) or 1.0
     for key in sorted(gains, key=lambda key: (-gains[key][0] / gains[key][1], key)):
         lost, cost = gains[key]
-        if total <= 10 ** (-_CLEAR_DB / 10):
+        if total <= 10 ** (-CLEAR_DB / 10):
             break
         gain = 10 * np.log10(total / max(total - lost, 1e-12))
         if gain >= _LEAST_GAIN and gain >= _WORTH * 100 * cost / saved:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxslim_tk.plan import policy
-from onnxslim_tk.plan.policy import alternatives, asked_for, rescaled, within
+from onnxslim_tk.plan.policy import alternatives, asked_for, rescaled, trimmed, within
 from onnxslim_tk.plan.proposal import Proposal
 
 
@@ -135,3 +135,33 @@ def test_measured_errors_scale_the_milder_settings_too() -> None:
     expected = {("a", 1): 0.02, ("a", 2): 0.005, ("b", 0): 0.3, ("c", 0): 0.5}
     assert errors == pytest.approx(expected)
     assert [p.targets for p in found if not p.measured] == [("b",)]
+
+
+def test_a_row_whose_error_is_out_of_proportion_takes_its_milder_setting() -> None:
+    rows = [
+        row("a", setting=0, error=0.02, cost=1.0),
+        row("a", setting=1, error=0.0001),
+        row("b", setting=0, error=0.001, cost=9.0),
+        row("b", setting=1, error=0.0001),
+        row("c", error=0.002, cost=9.0),
+    ]
+    chosen = {p.targets[0]: p.setting for p in trimmed(rows, rows)}
+    assert chosen == {"a": 1, "b": 0, "c": 0}
+
+
+def test_nothing_is_given_up_where_all_is_near_or_dear() -> None:
+    near = [row("a", setting=0, error=1e-4, cost=1.0), row("a", setting=1, error=1e-6)]
+    assert [p.setting for p in trimmed(near, near)] == [0]
+    dear = [row("a", setting=0, error=0.02, cost=1.0), row("a", setting=1, error=0.0001)]
+    assert [p.setting for p in trimmed(dear, dear)] == [0]
+
+
+def test_a_milder_setting_is_not_blamed_for_what_was_measured_of_the_other() -> None:
+    expected = [
+        row("a", setting=0, error=0.002, cost=1.0),
+        row("a", setting=1, error=0.001),
+        row("b", error=0.001, cost=19.0),
+    ]
+    known = rescaled(expected, {0: 0.1})
+    assert known[1].error == pytest.approx(0.05)
+    assert {p.targets[0]: p.setting for p in trimmed(known, expected)} == {"a": 1, "b": 0}
