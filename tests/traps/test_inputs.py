@@ -218,7 +218,7 @@ def test_a_state_of_zeros_that_a_layer_reads_gets_no_grid_of_zeros(tmp_path: Pat
     }}"""
     constants = {"w1": normal(0, 16, 32, scale=0.3), "w2": normal(1, 32, 32, scale=0.15)}
     zeros = np.zeros((1, 32), np.float32)
-    feeds = [{"x": normal(100 + k, 1, 16), "h": zeros} for k in range(12)]
+    feeds = [{"x": normal(100 + k, 1, 16), "h": zeros} for k in range(60)]
     outcome = compressed(model_of(text, constants), feeds, tmp_path)
     used = [{"x": normal(300 + k, 1, 16), "h": normal(400 + k, 1, 32)} for k in range(4)]
     assert outcome.decibels(used, "hn") > 20
