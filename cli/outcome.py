@@ -48,11 +48,6 @@ def remarks(summary: Summary, kinds: Mapping[str, OutputKind]) -> list[str]:
     if guessed:
         names = ", ".join(f"{shown(output.name)} is {output.kind}" for output in guessed)
         found.append(f"guessed: {names}; {_HINT}")
-    if summary.integer_meant or summary.integer_formed:
-        found.append(
-            f"integer kernels: {summary.integer_formed} formed in the runtime "
-            f"for {summary.integer_meant} layers written for them"
-        )
     return found
 
 

@@ -8,6 +8,7 @@ from onnxslim_tk.measure.fidelity import OutputFidelity
 from onnxslim_tk.measure.kinds import OutputKind
 from onnxslim_tk.plan.budget import Check
 from onnxslim_tk.plan.plan import Plan
+from onnxslim_tk.report.integers import Integers
 from onnxslim_tk.report.summary import Done, Figure, Packing, Refused, Summary
 
 from .console import out, shown
@@ -38,6 +39,8 @@ def summary_tables(summary: Summary, kinds: Mapping[str, OutputKind]) -> Iterato
         yield done_table(summary.done)
     if summary.packing:
         yield packing_table(summary.packing)
+    if summary.integers:
+        yield integers_table(summary.integers)
     if summary.refusals:
         yield refusals_table(summary.refusals)
 
@@ -128,6 +131,22 @@ def packing_table(packing: Sequence[Packing]) -> Table:
     before, after = sum(r.bytes_before for r in packing), sum(r.bytes_after for r in packing)
     table.add_section()
     table.add_row("all", count(sum(r.tensors for r in packing)), count(before), count(after))
+    return table
+
+
+def integers_table(integers: Sequence[Integers]) -> Table:
+    """What runs in int8, by kind, and why the others stay in float."""
+    columns = ("kind", "all>", "meant>", "formed>", "why others stay float", "of them>", "such as")
+    table = _table("In integers", *columns)
+    for row in integers:
+        numbers = count(row.layers), count(row.meant), count(row.formed)
+        head: tuple[str, ...] = (row.kind, *numbers)
+        if not row.reasons:
+            table.add_row(*head)
+        for because in row.reasons:
+            examples = some(because.examples, because.layers)
+            table.add_row(*head, shown(because.reason), count(because.layers), examples)
+            head = ("", "", "", "")
     return table
 
 

@@ -63,7 +63,8 @@ class Validation:
     """All figures of a result beside its original.
 
     ``latency`` is None where no run could be timed; ``integer_meant`` counts the layers written
-    for integer kernels, ``integer_formed`` the kernels in the graph that the runtime really runs.
+    for integer kernels, ``integer_formed`` the kernels in the graph that the runtime really runs,
+    and ``kernels`` has these by name.
     """
 
     original: Size
@@ -73,6 +74,7 @@ class Validation:
     layers: tuple[LayerError, ...]
     integer_meant: int
     integer_formed: int
+    kernels: Mapping[str, int]
 
 
 def faithfulness(
@@ -141,6 +143,7 @@ def validate_files(
         layers=layer_errors(original[1], result[1], feeds[:_LAYER_SAMPLES]),
         integer_meant=meant,
         integer_formed=sum(operators[name] for name in INTEGER_KERNELS),
+        kernels={name: operators[name] for name in sorted(INTEGER_KERNELS) if operators[name]},
     )
 
 

@@ -14,6 +14,7 @@ from onnxslim_tk.measure.runtime import Feed, runtime_version
 from onnxslim_tk.measure.validate import validate_files
 from onnxslim_tk.pipeline.attempt import Attempt, Workshop
 from onnxslim_tk.pipeline.files import parse
+from onnxslim_tk.report.integers import layer_runs
 from onnxslim_tk.report.outcome import Counts, Report
 from onnxslim_tk.version import VERSION
 
@@ -63,6 +64,7 @@ def judge(shop: Workshop, attempt: Attempt, started: float, everything: bool = F
         checks=() if found is None else shop.checks(found),
         plan=attempt.plan,
         packed=attempt.packed,
+        integers=layer_runs(attempt.model, attempt.plan, shop.samples is not None),
         warnings=tuple(_warnings(shop, attempt, counts)),
         steps_back=attempt.steps,
         only_tidied=attempt.only_tidied,

@@ -6,6 +6,7 @@ from onnxslim_tk.measure.validate import Validation
 from onnxslim_tk.packing import PackedTensor
 from onnxslim_tk.plan.budget import Check
 from onnxslim_tk.plan.plan import Plan
+from onnxslim_tk.report.integers import LayerRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,8 @@ class Report:
     """Everything about one run, as plain data.
 
     ``steps_back`` counts how often a milder choice had to be made; ``only_tidied`` says that no
-    compressed model held the budget, so that the tidied original is the result. ``seconds`` is CPU
+    compressed model held the budget, so that the tidied original is the result. ``integers`` says
+    of each layer of the result whether it is written for integers, and why not. ``seconds`` is CPU
     time of the run.
     """
 
@@ -38,6 +40,7 @@ class Report:
     checks: tuple[Check, ...]
     plan: Plan
     packed: tuple[PackedTensor, ...]
+    integers: tuple[LayerRun, ...]
     warnings: tuple[str, ...]
     steps_back: int
     only_tidied: bool

@@ -11,6 +11,7 @@ from onnxslim_tk.measure.validate import LayerError, Validation
 from onnxslim_tk.packing import PackedTensor
 from onnxslim_tk.plan.budget import Check
 from onnxslim_tk.plan.plan import Plan
+from onnxslim_tk.report.integers import Integers, by_kind
 from onnxslim_tk.report.outcome import Counts, Report
 
 Verdict = Literal["holds", "broken", "not judged"]
@@ -76,8 +77,7 @@ class Summary:
     done: tuple[Done, ...]
     packing: tuple[Packing, ...]
     refusals: tuple[Refused, ...]
-    integer_meant: int
-    integer_formed: int
+    integers: tuple[Integers, ...]
     warnings: tuple[str, ...]
 
 
@@ -97,8 +97,7 @@ def summarize(report: Report) -> Summary:
         done=done(report.plan),
         packing=packing(report.packed),
         refusals=refusals(report.plan),
-        integer_meant=validation.integer_meant,
-        integer_formed=validation.integer_formed,
+        integers=by_kind(report.integers, validation.kernels),
         warnings=report.warnings,
     )
 

@@ -52,7 +52,7 @@ def validated(result: Model) -> Validation:
 def test_integer_kernels_meant_are_counted_beside_those_that_formed() -> None:
     result = quantized()
     found = validated(result)
-    assert found.integer_meant == found.integer_formed == 6
+    assert found.integer_meant == found.integer_formed == sum(found.kernels.values()) == 6
     assert all(runs_in_integers(layer) for layer in layers(result))
     plain = validated(opened(residual_cnn()))
     assert (plain.integer_meant, plain.integer_formed) == (0, 0)
