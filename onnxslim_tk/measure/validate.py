@@ -187,7 +187,8 @@ def layer_errors(original: Model, result: Model, feeds: tuple[Feed, ...]) -> tup
         for _, name, settled in pairs:
             wide = reference[name].astype(np.float64)
             if wide.shape == value[settled].shape:
-                noise = wide - value[settled]
+                with np.errstate(invalid="ignore"):
+                    noise = wide - value[settled]
                 energy[name] = energy.get(name, 0.0) + float(np.square(wide).sum())
                 error[name] = error.get(name, 0.0) + float(np.square(noise).sum())
     return tuple(

@@ -8,13 +8,14 @@ from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.measure.runtime import Feed
 from onnxslim_tk.measure.validate import Progress
-from onnxslim_tk.plan.policy import alternatives, asked_for, rescaled, trimmed, within
+from onnxslim_tk.plan.policy import Key, alternatives, asked_for, key_of, rescaled, trimmed, within
 from onnxslim_tk.plan.proposal import Context, Pass, Proposal
 from onnxslim_tk.plan.recipe import Stage
 
 TOLERANCES: Final = (0.5, 0.25, 0.1, 0.03, 0.01, 0.0)
 """Shares of the summed error of all rows asked for that a step back still allows."""
 _PROBE_SAMPLES: Final = 6
+_MUCH: Final = 0.03
 
 
 class Asking:
@@ -39,7 +40,7 @@ class Stepping:
         self.share: float | None = None
         self._feeds = feeds[:_PROBE_SAMPLES]
         self._progress = progress
-        self._errors: dict[tuple[str, tuple[str, ...]], float] = {}
+        self._errors: dict[Key, float] = {}
 
     def __call__(
         self, stage: Stage, proposals: Sequence[Proposal], model: Model, context: Context
@@ -53,21 +54,27 @@ class Stepping:
             return asked_for(proposals)
         if self._feeds:
             self._measure(stage, [groups[k][0] for k in lossy], model, context)
-        measured = {
-            k: self._errors[key]
-            for k in lossy
-            if (key := (groups[k][0].method, groups[k][0].targets)) in self._errors
-        }
-        known = rescaled(proposals, measured)
+            self._measure(stage, self._milder([groups[k] for k in lossy]), model, context)
+        known = rescaled(proposals, self._errors)
         if self.share is None:
-            return trimmed(known, proposals)
+            return trimmed(known)
         total = sum(group[0].error for group in alternatives(known) if group[0].error < 1e9)
         return within(known, self.share * total)
+
+    def _milder(self, groups: Sequence[Sequence[Proposal]]) -> list[Proposal]:
+        """Second settings, where the first makes much of the error and may make all of it alone."""
+        errors = [self._errors.get(key_of(group[0]), 0.0) for group in groups]
+        total = sum(error for error in errors if error < 1e9)
+        return [
+            group[1]
+            for group, error in zip(groups, errors, strict=True)
+            if len(group) > 1 and error >= _MUCH * total
+        ]
 
     def _measure(
         self, stage: Stage, rows: Sequence[Proposal], model: Model, context: Context
     ) -> None:
-        missing = [row for row in rows if (row.method, row.targets) not in self._errors]
+        missing = [row for row in rows if key_of(row) not in self._errors]
         if not missing:
             return
         # What a row does alone needs no tuning of its surroundings.
@@ -80,7 +87,7 @@ class Stepping:
             self._progress(f"{stage.name}: measure each row", k, len(missing))
             method = methods[row.method]
             error = probe.error(lambda twin, m=method, r=row: m.apply(twin, [r], context))  # type: ignore[misc]
-            self._errors[row.method, row.targets] = min(error, 1e9)
+            self._errors[key_of(row)] = min(error, 1e9)
         self._progress(f"{stage.name}: measure each row", len(missing), len(missing))
 
 

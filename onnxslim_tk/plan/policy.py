@@ -1,6 +1,6 @@
 """The policy: which proposals are taken, and how it steps back when the budget does not hold."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -40,11 +40,8 @@ def within(proposals: Sequence[Proposal], tolerance: float) -> list[Proposal]:
     return _solve(alternatives(proposals), tolerance)
 
 
-def trimmed(proposals: Sequence[Proposal], expected: Sequence[Proposal]) -> list[Proposal]:
+def trimmed(proposals: Sequence[Proposal]) -> list[Proposal]:
     """What was asked for, but the milder setting where a row costs far more than it saves.
-
-    ``proposals`` have measured errors, ``expected`` are the same before; a milder setting makes
-    the lesser error of the two, since what is measured may be all of the setting asked for.
 
     Rows are given up one by one, those of the most error per time saved first, as long as that
     lowers the sum of errors by :data:`_WORTH` dB or more for each percent of the time saved by
@@ -56,10 +53,6 @@ def trimmed(proposals: Sequence[Proposal], expected: Sequence[Proposal]) -> list
         (group[0].method, group[0].targets): group[1]
         for group in alternatives(proposals)
         if len(group) > 1 and group[0].cost_saved > group[1].cost_saved
-    }
-    before = {(p.method, p.targets, p.setting): p.error for p in expected}
-    milder = {
-        key: replace(p, error=min(p.error, before[(*key, p.setting)])) for key, p in milder.items()
     }
     gains = {
         key: (chosen[key].error - other.error, chosen[key].cost_saved - other.cost_saved)
@@ -156,19 +149,26 @@ def _conflicts(rows: Sequence[Proposal], groups: list[list[Proposal]]) -> list[l
     return found
 
 
-def rescaled(proposals: Sequence[Proposal], measured: dict[int, float]) -> list[Proposal]:
-    """Proposals with measured errors; milder settings scale as their expected errors do.
+Key = tuple[str, tuple[str, ...], float | int | str]
+"""A row by method, targets and setting."""
 
-    ``measured`` holds the error of the asked-for row of a group by its position in
-    :func:`alternatives`.
-    """
+
+def key_of(proposal: Proposal) -> Key:
+    """What a row is known by from stage to stage."""
+    return proposal.method, proposal.targets, proposal.setting
+
+
+def rescaled(proposals: Sequence[Proposal], measured: Mapping[Key, float]) -> list[Proposal]:
+    """Proposals with measured errors; what wasn't measured scales as its expected error does."""
     result = []
-    for k, group in enumerate(alternatives(proposals)):
-        if k not in measured:
+    for group in alternatives(proposals):
+        first = measured.get(key_of(group[0]))
+        if first is None:
             result.extend(group)
             continue
         base = group[0].error
         for proposal in group:
-            share = proposal.error / base if base > 0 else 1.0
-            result.append(replace(proposal, error=measured[k] * share, measured=True))
+            error = first * (proposal.error / base if base > 0 else 1.0)
+            error = measured.get(key_of(proposal), error)
+            result.append(replace(proposal, error=error, measured=True))
     return result

@@ -58,7 +58,8 @@ def test_integer_kernels_meant_are_counted_beside_those_that_formed() -> None:
     assert (plain.integer_meant, plain.integer_formed) == (0, 0)
     assert plain.original == plain.result
     assert found.result.file_bytes < found.original.file_bytes / 2
-    assert found.result.macs == found.original.macs
+    # Filled up input channels count.
+    assert found.result.macs == pytest.approx(found.original.macs, rel=0.02)
     assert found.latency is not None
 
 

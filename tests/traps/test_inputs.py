@@ -208,7 +208,6 @@ def test_states_that_are_zeros_in_the_samples_count_in_use(kind: str, tmp_path: 
             assert sqnr(before[name], after[name]) > 20
 
 
-@pytest.mark.xfail(strict=True, reason="what never moved in the samples gets a grid of its zeros")
 def test_a_state_of_zeros_that_a_layer_reads_gets_no_grid_of_zeros(tmp_path: Path) -> None:
     text = f"""{HEAD} g (float[N, 16] x, float[N, 32] h) => (float[N, 32] hn) {{
         a = MatMul(x, w1)
