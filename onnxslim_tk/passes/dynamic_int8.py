@@ -56,6 +56,8 @@ class DynamicInt8:
                 continue
             shared = None in settings or not read_alike(sharers)
             reason = tuned._refusal(sharers, context, shared) or too_old
+            if not reason and context.statistics is None and _came_scaled(model, sharers[0]):
+                reason = "quantized already, and no samples tell what rounding its inputs costs"
             row = None if reason else _row(self.name, sharers, context)
             if row is not None:
                 yield row
@@ -106,6 +108,12 @@ class DynamicInt8:
         if ranges is not None and any(name not in ranges for name in known):
             return "what it reads was not finite in a run"
         return ""
+
+
+def _came_scaled(model: Model, layer: Layer) -> bool:
+    """Whether the file itself holds the weight as values and scale; what passes write has no id."""
+    slot = layer.node.inputs[layer.slot]
+    return not layer.is_dense and layer.path + slot.name in model.origins
 
 
 def _row(method: str, sharers: Sequence[Layer], context: Context) -> Proposal | None:

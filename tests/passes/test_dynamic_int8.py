@@ -133,12 +133,22 @@ def test_shared_weights_keep_their_few_values() -> None:
     proto = graph("y = MatMul(x, w)", "N, 64", 2, {"w": W})
     model = dynamic(proto, method=Share(clusters=16))
     shared = to_proto(model)
-    twin = dynamic(shared, Context(ONNXRUNTIME_CPU, shapes={"y": (5, 96)}))
-    near(shared, twin, normal(9, 5, 64))
-    result = to_proto(twin)
+    context = Context(ONNXRUNTIME_CPU, shapes={"y": (5, 96)})
+    rows = [row for row in EAGER.propose(model, context) if isinstance(row, Proposal)]
+    EAGER.apply(model, rows, context)
+    drop_unused(model)
+    near(shared, model, normal(9, 5, 64))
+    result = to_proto(model)
     pack(result)
     assert result.ByteSize() < W.size / 2 + 1600
     assert set(running_operators(result.SerializeToString())) == {"DynamicQuantizeMatMul"}
+
+
+def test_weights_that_came_with_a_scale_stay_without_samples() -> None:
+    shared = to_proto(dynamic(graph("y = MatMul(x, w)", "N, 64", 2, {"w": W}), method=Share()))
+    (row,) = EAGER.propose(opened(shared), CONTEXT)
+    assert isinstance(row, Refusal)
+    assert row.reason.startswith("quantized already")
 
 
 REASONS: dict[str, tuple[str, dict[str, Any]]] = {
