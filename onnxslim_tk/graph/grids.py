@@ -6,6 +6,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxslim_tk.graph.activations import Absorbed
 from onnxslim_tk.graph.regions import Grid
 
 Array = NDArray[Any]
@@ -25,10 +26,14 @@ class Affine:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The grid that an operator writes on, and what is to be added before for codes to fit."""
+    """The grid that an operator writes on, and what is to be added before for codes to fit.
+
+    ``over`` reads what was written where floors of channels are to be added to it yet.
+    """
 
     affine: Affine
-    shift: float
+    over: Affine
+    shift: float | Array
 
 
 def on_grid(values: Array, affine: Affine) -> Array:
@@ -66,9 +71,20 @@ def fitted(grid: Grid, affine: Affine) -> Affine:
 def written_as(grid: Grid, affine: Affine) -> Written:
     """How an operator writes what is read on ``affine`` after all that the grid absorbs."""
     absorbed = grid.absorbed
+    if absorbed.least is not None:
+        return _over_floors(absorbed, absorbed.least, affine)
     if absorbed.factor == 1.0 and absorbed.shift == 0.0:
-        return Written(affine, 0.0)
+        return Written(affine, affine, 0.0)
     scale = float(affine.scale) / absorbed.factor
     place = affine.zero_point + absorbed.shift / float(affine.scale)
     zero = min(max(round(place), 0), LEVELS)
-    return Written(Affine(np.float32(scale), zero), (place - zero) * scale)
+    return Written(Affine(np.float32(scale), zero), affine, (place - zero) * scale)
+
+
+def _over_floors(absorbed: Absorbed, least: Array, affine: Affine) -> Written:
+    """``max(x, least)`` is ``max(x - least, 0) + least``, and saturation at code 0 is that Max."""
+    top = float(affine.scale) * (LEVELS - affine.zero_point) - float(least.min())
+    scale = max(top, float(affine.scale)) / LEVELS
+    shift = (absorbed.shift - least.astype(np.float64).reshape(-1)) / absorbed.factor
+    written = Affine(np.float32(scale / absorbed.factor), 0)
+    return Written(written, Affine(np.float32(scale), 0), shift)

@@ -27,6 +27,7 @@ from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.model import Model, Node, Tensor
 from onnxslim_tk.graph.regions import Grid, Regions
 from onnxslim_tk.graph.weight_slot import HALF
+from onnxslim_tk.kernels.ranges import affine_parameters
 from onnxslim_tk.kernels.rounding import symmetric_scales, to_grid
 
 Array = NDArray[Any]
@@ -67,14 +68,14 @@ def write_regions(
     integer: Sequence[tuple[Layer, WeightGrid]],
     ranks: Mapping[str, int],
     extra: Mapping[str, int],
-) -> dict[int, float]:
+) -> dict[int, float | Array]:
     """Put Q and DQ around the regions, and the layers' weights and biases behind DQ.
 
     ``extra`` says how many input channels of zeros a layer gets, by id. Gives what was added to
     the biases so that results fall on codes, by the ids of nodes.
     """
     input_names = {id(layer.node): layer.input.name for layer, _ in integer}
-    shifts: dict[int, float] = {}
+    shifts: dict[int, float | Array] = {}
     for node, absorbed in regions.absorbed:
         for follower in absorbed.nodes:
             take_over(model, node, follower, model.graph)
@@ -86,7 +87,7 @@ def write_regions(
         written = written_as(grid, affine[name])
         if grid.maker is not None:
             shifts[id(grid.maker)] = written.shift
-        parameters = (written.affine, affine[name])
+        parameters = (written.affine, written.over, affine[name])
         codes[name] = _quantize_tensor(model, grid, parameters, members, constants)
     for node in regions.others:
         if node.op == "Pad":
@@ -124,11 +125,14 @@ class _Constants:
 def _quantize_tensor(
     model: Model,
     grid: Grid,
-    parameters: tuple[Affine, Affine],
+    parameters: tuple[Affine, Affine, Affine],
     members: set[int],
     constants: _Constants,
 ) -> Tensor:
-    """Q and DQ behind a tensor, with the ``parameters`` of each; gives the tensor of codes."""
+    """Q and DQ behind a tensor; gives the tensor of codes.
+
+    ``parameters`` are those to write with, those of what lies over a floor, and those to read with.
+    """
     tensor, graph = grid.tensor, model.graph
     readers = [
         (node, k)
@@ -147,15 +151,27 @@ def _quantize_tensor(
         maker.outputs[key] = source
         if key == 0:
             rename_key(model, tensor.name, source.name)
-    written, read = parameters
+    written, over, read = parameters
     codes = add_node(model, graph, "QuantizeLinear", [source, *constants.pair(written)])
     if grid.absorbed.least is not None:
-        least = constant(model, on_grid(grid.absorbed.least, read))
-        codes = add_node(model, graph, "Max", [codes, least])
+        raised = add_node(model, graph, "DequantizeLinear", [codes, *constants.pair(over)])
+        codes = _add_least(model, raised, grid.absorbed.least, read, constants)
     add_node(model, graph, "DequantizeLinear", [codes, *constants.pair(read)], [target])
     for node, k in readers:
         node.inputs[k] = target
     return codes
+
+
+def _add_least(
+    model: Model, raised: Tensor, least: Array, read: Affine, constants: _Constants
+) -> Tensor:
+    """What a channel has over its floor, and the floor: the codes of the sum."""
+    low, high = float(least.min()), float(least.max())
+    floor = Affine(*affine_parameters(min(low, 0.0), max(high, 0.0)))
+    codes = constant(model, on_grid(least, floor))
+    floors = add_node(model, model.graph, "DequantizeLinear", [codes, *constants.pair(floor)])
+    total = add_node(model, model.graph, "Add", [raised, floors])
+    return add_node(model, model.graph, "QuantizeLinear", [total, *constants.pair(read)])
 
 
 def _pad_codes(
@@ -229,7 +245,7 @@ def _write_layer(
     layer: Layer,
     weight: WeightGrid,
     source: Affine,
-    shift: float,
+    shift: float | Array,
     rank: int | None,
 ) -> None:
     if layer.kind == "MatMul" and rank is not None:
@@ -238,7 +254,7 @@ def _write_layer(
     scales = weight.scales.astype(np.float32)
     axis = 0 if layer.kind == "Conv" or layer.transposed else 1
     values = weight.values
-    if bias is not None or (shift and layer.node.op == "Conv"):
+    if bias is not None or (np.any(shift) and layer.node.op == "Conv"):
         known = np.zeros(1) if bias is None else values_of(bias).astype(np.float64).reshape(-1)
         floats = np.broadcast_to(known + shift, scales.shape)
         # Tiny weights under a big bias: a coarser weight scale keeps the bias within 32 bits.

@@ -3,15 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxslim_tk.graph.activations import Absorbed, Gate, absorbed_behind, gate_of, scalar_affine
 from onnxslim_tk.graph.edit import input_at, is_constant, producer, values_of
 from onnxslim_tk.graph.model import Graph, Node, Tensor
 from onnxslim_tk.graph.order import ordered
 
+Array = NDArray[Any]
 _STANDARD: Final = (None, "", "ai.onnx")
 # Data movement: the output lies on the grid of the input.
 MOVES: Final = frozenset(
@@ -151,7 +153,10 @@ class _Search:
             layer = id(node) in self.chosen and node.op in ALWAYS_INTEGER_OUT
             if layer or node.op in ARITHMETIC or id(node) in self.gates:
                 behind = absorbed_behind(node, self.outputs)
-                if behind is not None and behind.result.name in self.extents:
+                if behind is None or behind.result.name not in self.extents:
+                    continue
+                # Floors of channels go into a bias.
+                if behind.least is None or (layer and _per_channel(behind.least, node)):
                     found[id(node)] = behind
         return found
 
@@ -255,6 +260,14 @@ class _Search:
             return None
         floors = [self.shut.get(id(reader), -inf) for reader in tensor.outputs]
         return None if -inf in floors else min(floors)
+
+
+def _per_channel(values: Array, node: Node) -> bool:
+    """Whether constants are one number, or one for each channel that a convolution gives."""
+    behind = len(node.inputs[1].shape) - 1
+    return values.size == 1 or (
+        values.ndim >= behind and values.shape[values.ndim - behind] == values.size
+    )
 
 
 def _crossed(node: Node, sources: set[int]) -> bool:

@@ -137,7 +137,7 @@ class Quantize:
 
     def _write_integer(
         self, model: Model, integer: list[tuple[Layer, WeightGrid]], context: Context
-    ) -> dict[int, float]:
+    ) -> dict[int, float | Array]:
         statistics = context.statistics or Statistics()
         by_input = {
             layer.input.name: (context.tuned(self, layer.names) or self).ranges

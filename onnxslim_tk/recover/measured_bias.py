@@ -54,7 +54,7 @@ class FloatMeans:
         self._probe = Probe(model, [feeds[-1 - k] for k in range(min(_CHECKED, len(feeds)))])
 
     def correct(
-        self, model: Model, nodes: Sequence[tuple[Node, float]], feeds: Sequence[Feed]
+        self, model: Model, nodes: Sequence[tuple[Node, float | Floats]], feeds: Sequence[Feed]
     ) -> bool:
         """Move the int32 biases of the quantized ``nodes`` until their mean outputs are restored.
 

@@ -186,7 +186,12 @@ CASES: dict[str, tuple[str, Mapping[str, Any], dict[str, int]]] = {
     "a floor of its own for every channel": (
         "c = Conv(x, w, b) m = Max(c, k) p = MaxPool<kernel_shape=[2,2]>(m) y = Conv(p, v)",
         {"k": normal(3, 1, 16, 1, 1)},
-        {"QLinearConv": 2, "Max": 1, "NhwcMaxPool": 1},
+        {"QLinearConv": 2, "QLinearAdd": 1, "NhwcMaxPool": 1},
+    ),
+    "a floor of its own for every column": (
+        "c = Conv(x, w, b) m = Max(c, k) y = Conv(m, v)",
+        {"k": normal(3, 1, 1, 1, 7)},
+        {"QLinearConv": 2, "Max": 1, "QuantizeLinear": 2, "DequantizeLinear": 2},
     ),
     "Pad": (
         "c = Conv(x, w, b) h = Sub(c, g) p = Pad(h, s) y = Conv(p, v)",
