@@ -71,7 +71,7 @@ def write_regions(
 ) -> dict[int, float | Array]:
     """Put Q and DQ around the regions, and the layers' weights and biases behind DQ.
 
-    ``extra`` says how many input channels of zeros a layer gets, by id. Gives what was added to
+    ``extra`` says how many channels of zeros a layer gets, by id. Gives what was added to
     the biases so that results fall on codes, by the ids of nodes.
     """
     input_names = {id(layer.node): layer.input.name for layer, _ in integer}
@@ -97,9 +97,11 @@ def write_regions(
         _write_gate(model, gate, codes[name], affine[name], constants)
     for layer, weight in integer:
         name = input_names[id(layer.node)]
+        shift = shifts.get(id(layer.node), 0.0)
         if layer.id in extra:
             weight = _widen(model, layer, weight, codes[name], extra[layer.id])
-        shift = shifts.get(id(layer.node), 0.0)
+            if layer.groups > 1 and np.size(shift) > 1:
+                shift = np.pad(shift, (0, extra[layer.id]))
         _write_layer(model, layer, weight, affine[name], shift, ranks.get(name))
     return shifts
 
@@ -199,18 +201,34 @@ def _drop_unread(model: Model, tensor: Tensor) -> None:
 
 
 def _widen(model: Model, layer: Layer, weight: WeightGrid, codes: Tensor, extra: int) -> WeightGrid:
-    """Give a convolution input channels of zeros, put in among the codes; they weigh nothing."""
-    rank = weight.values.ndim
-    before = layer.node.inputs[0]
+    """Give a convolution channels of zeros, put in among the codes; they weigh nothing.
+
+    A depthwise one puts out as many more, which are cut off again.
+    """
+    rank, node = weight.values.ndim, layer.node
+    before = node.inputs[0]
     parameters = before.inputs[0].inputs[1:3]
     ends = np.zeros((2, rank), np.int64)
     ends[1, 1] = extra
     parts = [codes, constant(model, ends.reshape(-1)), parameters[1]]
     wide = add_node(model, layer.graph, "Pad", parts)
-    layer.node.inputs[0] = add_node(model, layer.graph, "DequantizeLinear", [wide, *parameters])
+    node.inputs[0] = add_node(model, layer.graph, "DequantizeLinear", [wide, *parameters])
     _drop_unread(model, before)
-    values = np.pad(weight.values, [(0, 0), (0, extra)] + [(0, 0)] * (rank - 2))
-    return WeightGrid(values, weight.scales)
+    axis = 1 if layer.groups == 1 else 0
+    values = np.pad(weight.values, [(0, extra if k == axis else 0) for k in range(rank)])
+    if layer.groups == 1:
+        return WeightGrid(values, weight.scales)
+    node.attrs["group"] = layer.groups + extra
+    bias = input_at(node, 2)
+    if bias is not None:
+        known = np.broadcast_to(values_of(bias).reshape(-1), layer.channels)
+        set_input(node, 2, constant(model, np.pad(known, (0, extra))))
+    quantizer = node.outputs[0].outputs[0]
+    narrow = quantizer.outputs[0]
+    quantizer.outputs = [variable(model, narrow)]
+    bounds = [constant(model, np.array([k], np.int64)) for k in (0, layer.channels, 1)]
+    add_node(model, layer.graph, "Slice", [quantizer.outputs[0], *bounds], [narrow])
+    return WeightGrid(values, np.pad(weight.scales, (0, extra), constant_values=1.0))
 
 
 def _write_gate(

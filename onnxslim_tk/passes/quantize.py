@@ -20,6 +20,7 @@ from onnxslim_tk.kernels.ranges import METHODS, expected_error, mse_range
 from onnxslim_tk.measure.observe import Statistics
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
+from onnxslim_tk.plan.targets import Target
 from onnxslim_tk.recover.bias import shift_means
 from onnxslim_tk.recover.measured_bias import FloatMeans
 from onnxslim_tk.recover.ranges import Ranges, choose_grids
@@ -151,10 +152,20 @@ class Quantize:
         ranks = {name: len(shape) for name, shape in statistics.shapes.items()}
         extra = {}
         for layer, _ in integer:
-            more = -layer.shape[1] % context.target.input_step if layer.kind == "Conv" else 0
-            if layer.groups == 1 and more and (layer.macs(context.shapes) or 0) >= _WORTH_WIDENING:
+            more = _missing_channels(layer, context.target)
+            if more and (layer.macs(context.shapes) or 0) >= _WORTH_WIDENING:
                 extra[layer.id] = more
         return write_regions(model, regions, affine, integer, ranks, extra)
+
+
+def _missing_channels(layer: Layer, target: Target) -> int:
+    """How many channels a convolution lacks for its fast kernel."""
+    if layer.kind != "Conv":
+        return 0
+    if layer.groups == 1:
+        return -layer.shape[1] % target.input_step
+    depthwise = layer.groups == layer.channels and layer.shape[1] == 1
+    return -layer.channels % target.channel_step if depthwise else 0
 
 
 def _too_old(model: Model) -> str:

@@ -70,7 +70,8 @@ class FloatMeans:
         for node in able:
             name = node.outputs[0].name
             meant = self._means[id(node)] + written[id(node)]
-            _shift(model, node, meant - channel_means(model, [name], feeds)[name])
+            found = channel_means(model, [name], feeds)[name]
+            _shift(model, node, meant - found[: len(meant)])
         if self._probe.difference(model) < error:
             return True
         for node in able:
@@ -92,5 +93,7 @@ def _shift(model: Model, node: Node, shift: Floats) -> None:
     if maker is None or not np.isfinite(shift).all():
         return
     codes, scales = (values_of(t).astype(np.float64) for t in maker.inputs[:2])
+    # Channels of zeros that were filled in have no mean to keep.
+    shift = np.pad(shift, (0, codes.size - shift.size))
     moved = np.clip(np.rint(codes + shift / scales), -_LARGEST, _LARGEST)
     maker.inputs[0] = constant(model, moved.astype(np.int32))

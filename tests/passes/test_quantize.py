@@ -273,6 +273,23 @@ def test_odd_input_channels_are_filled_up_where_that_pays(size: int, pads: int) 
     assert running(model).get("Pad", 0) == pads
 
 
+@pytest.mark.parametrize("method", [EXPECTED, Quantize()])
+def test_depthwise_convolutions_get_channels_for_their_fast_kernel(method: Quantize) -> None:
+    body = "c = Conv<pads=[1,1,1,1], group=20>(x, w, b) h = HardSwish(c) y = Conv(h, v)"
+    constants = {
+        "w": normal(0, 20, 1, 3, 3, scale=0.4),
+        "b": normal(1, 20),
+        "v": normal(2, 8, 20, 1, 1, scale=0.3),
+    }
+    proto = graph(body, "1, 20, 30, 30", 4, constants)
+    feeds = feeds_of(1, 20, 30, 30)
+    model = quantized(proto, feeds, method)
+    near(proto, model, feeds[0], 25)
+    (widened,) = (layer for layer in layers(model) if layer.groups > 1)
+    assert (widened.groups, widened.channels) == (32, 32)
+    assert {"Pad": 1, "Slice": 1, "QLinearConv": 2}.items() <= running(model).items()
+
+
 def test_a_depthwise_network_absorbs_its_clips() -> None:
     feeds = feeds_of(1, 3, 16, 16)
     model = quantized(depthwise_cnn(), feeds)
