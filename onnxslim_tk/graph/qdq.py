@@ -1,8 +1,6 @@
 """Writing QuantizeLinear and DequantizeLinear so that onnxruntime forms integer kernels."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -22,43 +20,20 @@ from onnxslim_tk.graph.edit import (
     values_of,
     variable,
 )
+from onnxslim_tk.graph.fill import pad_codes, widen
 from onnxslim_tk.graph.grids import LEVELS, Affine, on_grid, written_as
 from onnxslim_tk.graph.layers import Layer
-from onnxslim_tk.graph.model import Model, Node, Tensor
+from onnxslim_tk.graph.model import Model, Tensor
 from onnxslim_tk.graph.regions import Grid, Regions
+from onnxslim_tk.graph.weight_grid import WeightGrid
 from onnxslim_tk.graph.weight_slot import HALF
 from onnxslim_tk.kernels.ranges import affine_parameters
-from onnxslim_tk.kernels.rounding import symmetric_scales, to_grid
 
 Array = NDArray[Any]
 _MOST_BIAS: Final = 2.0**30
 # Products of scales below this would sink into what float32 cannot hold.
 _LEAST_SCALE: Final = 1e-30
 _FLOAT: Final = 1
-
-
-@dataclass(frozen=True, slots=True)
-class WeightGrid:
-    """A weight as int8 ``values`` in its own shape and one float32 scale per channel."""
-
-    values: Array
-    scales: Array
-
-    def dense(self, layer: Layer) -> Array:
-        """The float weight that the values stand for."""
-        return np.asarray(self.values.astype(np.float32) * layer.along(self.scales))
-
-
-def weight_grid(layer: Layer, bits: int = 8) -> WeightGrid:
-    """Int8 values and scales per output channel; values that lie on a grid already stay."""
-    if layer.scale is not None:
-        values = np.asarray(layer.stored.values)
-        scales = np.broadcast_to(layer.scale.astype(np.float32), (prod(layer.scale_shape),))
-        return WeightGrid(values, scales.copy())
-    flat = layer.by_channel(layer.weight).astype(np.float64)
-    scales = symmetric_scales(flat, bits).astype(np.float32)
-    values = to_grid(flat, scales.astype(np.float64), bits)
-    return WeightGrid(layer.from_channels(values), scales)
 
 
 def write_regions(
@@ -91,7 +66,7 @@ def write_regions(
         codes[name] = _quantize_tensor(model, grid, parameters, members, constants)
     for node in regions.others:
         if node.op == "Pad":
-            _pad_codes(model, node, pads[id(node)], codes, affine)
+            pad_codes(model, node, pads[id(node)], codes, affine)
     for gate in regions.gates:
         name = gate.source.name
         _write_gate(model, gate, codes[name], affine[name], constants)
@@ -99,7 +74,7 @@ def write_regions(
         name = input_names[id(layer.node)]
         shift = shifts.get(id(layer.node), 0.0)
         if layer.id in extra:
-            weight = _widen(model, layer, weight, codes[name], extra[layer.id])
+            weight = widen(model, layer, weight, codes[name], extra[layer.id])
             if layer.groups > 1 and np.size(shift) > 1:
                 shift = np.pad(shift, (0, extra[layer.id]))
         _write_layer(model, layer, weight, affine[name], shift, ranks.get(name))
@@ -174,61 +149,6 @@ def _add_least(
     floors = add_node(model, model.graph, "DequantizeLinear", [codes, *constants.pair(floor)])
     total = add_node(model, model.graph, "Add", [raised, floors])
     return add_node(model, model.graph, "QuantizeLinear", [total, *constants.pair(read)])
-
-
-def _pad_codes(
-    model: Model,
-    node: Node,
-    names: tuple[str, str],
-    codes: Mapping[str, Tensor],
-    affine: Mapping[str, Affine],
-) -> None:
-    """Let a Pad work on codes, which no runtime would do by itself: the runtime pads bytes."""
-    source, target = (codes[name] for name in names)
-    quantizer = target.inputs[0]
-    remove_node(model.graph, quantizer)
-    rename_key(model, node.outputs[0].name, target.name)
-    before, node.inputs[0], node.outputs = node.inputs[0], source, [target]
-    _drop_unread(model, before)
-    if node.attrs.get("mode", "constant") == "constant":
-        set_input(node, 2, constant(model, np.uint8(affine[names[0]].zero_point)))
-
-
-def _drop_unread(model: Model, tensor: Tensor) -> None:
-    """Remove the node that makes a tensor which nothing reads any more."""
-    if not tensor.outputs and tensor.name not in output_names(model):
-        remove_node(model.graph, tensor.inputs[0])
-
-
-def _widen(model: Model, layer: Layer, weight: WeightGrid, codes: Tensor, extra: int) -> WeightGrid:
-    """Give a convolution channels of zeros, put in among the codes; they weigh nothing.
-
-    A depthwise one puts out as many more, which are cut off again.
-    """
-    rank, node = weight.values.ndim, layer.node
-    before = node.inputs[0]
-    parameters = before.inputs[0].inputs[1:3]
-    ends = np.zeros((2, rank), np.int64)
-    ends[1, 1] = extra
-    parts = [codes, constant(model, ends.reshape(-1)), parameters[1]]
-    wide = add_node(model, layer.graph, "Pad", parts)
-    node.inputs[0] = add_node(model, layer.graph, "DequantizeLinear", [wide, *parameters])
-    _drop_unread(model, before)
-    axis = 1 if layer.groups == 1 else 0
-    values = np.pad(weight.values, [(0, extra if k == axis else 0) for k in range(rank)])
-    if layer.groups == 1:
-        return WeightGrid(values, weight.scales)
-    node.attrs["group"] = layer.groups + extra
-    bias = input_at(node, 2)
-    if bias is not None:
-        known = np.broadcast_to(values_of(bias).reshape(-1), layer.channels)
-        set_input(node, 2, constant(model, np.pad(known, (0, extra))))
-    quantizer = node.outputs[0].outputs[0]
-    narrow = quantizer.outputs[0]
-    quantizer.outputs = [variable(model, narrow)]
-    bounds = [constant(model, np.array([k], np.int64)) for k in (0, layer.channels, 1)]
-    add_node(model, layer.graph, "Slice", [quantizer.outputs[0], *bounds], [narrow])
-    return WeightGrid(values, np.pad(weight.scales, (0, extra), constant_values=1.0))
 
 
 def _write_gate(

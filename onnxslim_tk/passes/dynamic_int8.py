@@ -12,8 +12,9 @@ from onnxslim_tk.graph.edit import add_node, constant, input_at, remove_node, va
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model, Tensor
 from onnxslim_tk.graph.opset import raise_opset
-from onnxslim_tk.graph.qdq import WeightGrid, gather_rows, weight_grid
+from onnxslim_tk.graph.qdq import gather_rows
 from onnxslim_tk.graph.sharing import by_weight, read_alike
+from onnxslim_tk.graph.weight_grid import WeightGrid, weight_grid
 from onnxslim_tk.kernels.least_squares import relative_error
 from onnxslim_tk.kernels.ranges import expected_error
 from onnxslim_tk.packing import packed_bytes

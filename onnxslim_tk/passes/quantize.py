@@ -12,9 +12,10 @@ from onnxslim_tk.graph.edit import input_at, output_names, values_of
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.graph.opset import raise_opset
-from onnxslim_tk.graph.qdq import WeightGrid, gather_rows, weight_grid, write_regions
+from onnxslim_tk.graph.qdq import gather_rows, write_regions
 from onnxslim_tk.graph.regions import find_regions
 from onnxslim_tk.graph.sharing import by_weight, read_alike
+from onnxslim_tk.graph.weight_grid import WeightGrid, weight_grid
 from onnxslim_tk.kernels.least_squares import relative_error
 from onnxslim_tk.kernels.ranges import METHODS, expected_error, mse_range
 from onnxslim_tk.measure.observe import Statistics

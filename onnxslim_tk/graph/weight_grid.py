@@ -1,0 +1,37 @@
+"""Weights as int8 values and one scale per channel."""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxslim_tk.graph.layers import Layer
+from onnxslim_tk.kernels.rounding import symmetric_scales, to_grid
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightGrid:
+    """A weight as int8 ``values`` in its own shape and one float32 scale per channel."""
+
+    values: Array
+    scales: Array
+
+    def dense(self, layer: Layer) -> Array:
+        """The float weight that the values stand for."""
+        return np.asarray(self.values.astype(np.float32) * layer.along(self.scales))
+
+
+def weight_grid(layer: Layer, bits: int = 8) -> WeightGrid:
+    """Int8 values and scales per output channel; values that lie on a grid already stay."""
+    if layer.scale is not None:
+        values = np.asarray(layer.stored.values)
+        scales = np.broadcast_to(layer.scale.astype(np.float32), (prod(layer.scale_shape),))
+        return WeightGrid(values, scales.copy())
+    flat = layer.by_channel(layer.weight).astype(np.float64)
+    scales = symmetric_scales(flat, bits).astype(np.float32)
+    values = to_grid(flat, scales.astype(np.float64), bits)
+    return WeightGrid(layer.from_channels(values), scales)
