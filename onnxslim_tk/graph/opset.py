@@ -228,3 +228,14 @@ def _take_in(model: Model, proto: onnx.ModelProto, weights: Weights, minimum: in
                 names = model.origins[key]
             elif names is not None:
                 model.origins[key] = names
+
+
+def obstacle_to(model: Model, version: int) -> str:
+    """Why ``model`` can't be raised to the operator set ``version``; empty where it can be."""
+    if model.graph.opset >= version:
+        return ""
+    try:
+        raise_opset(model.copy(), version)
+    except ModelError as error:
+        return str(error)
+    return ""

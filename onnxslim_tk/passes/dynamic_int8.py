@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxslim_tk.errors import ModelError, RecipeError
+from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.edit import add_node, constant, input_at, remove_node, variable
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model, Tensor
-from onnxslim_tk.graph.opset import raise_opset
+from onnxslim_tk.graph.opset import obstacle_to, raise_opset
 from onnxslim_tk.graph.qdq import gather_rows
 from onnxslim_tk.graph.sharing import by_weight, read_alike
 from onnxslim_tk.graph.weight_grid import WeightGrid, weight_grid
@@ -19,6 +19,7 @@ from onnxslim_tk.kernels.least_squares import relative_error
 from onnxslim_tk.kernels.ranges import expected_error
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
+from onnxslim_tk.plan.readers import offered
 
 Array = NDArray[Any]
 _KINDS: Final = ("Gemm", "MatMul")
@@ -49,23 +50,19 @@ class DynamicInt8:
 
     def propose(self, model: Model, context: Context) -> Iterator[Proposal | Refusal]:
         """One row for each weight that Gemm or MatMul read."""
-        too_old = _too_old(model)
-        for sharers in by_weight(layers(model)):
-            settings = [context.tuned(self, layer.names) for layer in sharers]
-            tuned = next((found for found in settings if found is not None), None)
-            if tuned is None:
-                continue
-            shared = None in settings or not read_alike(sharers)
+        too_old = obstacle_to(model, _OPSET)
+
+        def look(
+            tuned: DynamicInt8, sharers: Sequence[Layer], parted: bool
+        ) -> tuple[list[Proposal], str]:
+            shared = parted or not read_alike(sharers)
             reason = tuned._refusal(sharers, context, shared) or too_old
             if not reason and context.statistics is None and _came_scaled(model, sharers[0]):
                 reason = "quantized already, and no samples tell what rounding its inputs costs"
             row = None if reason else _row(self.name, sharers, context)
-            if row is not None:
-                yield row
-                continue
-            for layer, found in zip(sharers, settings, strict=True):
-                if found is not None:
-                    yield Refusal(layer.id, self.name, reason or "int8 would not make it smaller")
+            return [] if row is None else [row], reason or "int8 would not make it smaller"
+
+        yield from offered(self, model, context, look)
 
     def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
         """Write the chosen layers; those that read one tensor share its quantization."""
@@ -146,17 +143,6 @@ def _noise(layer: Layer, context: Context) -> float:
     centres = (histogram.edges[1:] + histogram.edges[:-1]) / 2
     energy = float((histogram.counts * centres**2).sum() / histogram.total)
     return expected_error(histogram, histogram.low, histogram.high) / max(energy, 1e-30)
-
-
-def _too_old(model: Model) -> str:
-    """Why the model can't be raised to the operator set that has the operators, if so."""
-    if model.graph.opset >= _OPSET:
-        return ""
-    try:
-        raise_opset(model.copy(), _OPSET)
-    except ModelError as error:
-        return str(error)
-    return ""
 
 
 def _quantize(model: Model, layer: Layer) -> list[Tensor]:

@@ -7,20 +7,21 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxslim_tk.errors import ModelError, RecipeError
+from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.edit import input_at, output_names, values_of
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
-from onnxslim_tk.graph.opset import raise_opset
+from onnxslim_tk.graph.opset import obstacle_to, raise_opset
 from onnxslim_tk.graph.qdq import gather_rows, write_regions
 from onnxslim_tk.graph.regions import find_regions
-from onnxslim_tk.graph.sharing import by_weight, read_alike
+from onnxslim_tk.graph.sharing import read_alike
 from onnxslim_tk.graph.weight_grid import WeightGrid, weight_grid
 from onnxslim_tk.kernels.least_squares import relative_error
 from onnxslim_tk.kernels.ranges import METHODS, expected_error, mse_range
 from onnxslim_tk.measure.observe import Statistics
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
+from onnxslim_tk.plan.readers import offered
 from onnxslim_tk.plan.targets import Target
 from onnxslim_tk.recover.bias import shift_means
 from onnxslim_tk.recover.measured_bias import FloatMeans
@@ -68,20 +69,16 @@ class Quantize:
 
     def propose(self, model: Model, context: Context) -> Iterator[Proposal | Refusal]:
         """One row a layer: ``integer``, then ``float`` (int8 weights, float arithmetic)."""
-        too_old = _too_old(model)
-        for sharers in by_weight(layers(model)):
-            settings = [context.tuned(self, layer.names) for layer in sharers]
-            tuned = next((found for found in settings if found is not None), None)
-            if tuned is None:
-                continue
-            reason = _SHARED if None in settings else _refusal(sharers) or too_old
-            rows = [] if reason else list(_rows(tuned, sharers, context))
-            yield from rows
-            if not rows:
-                already = "int8 would not make it smaller" if sharers[0].is_dense else _ALREADY
-                for layer, found in zip(sharers, settings, strict=True):
-                    if found is not None:
-                        yield Refusal(layer.id, self.name, reason or already)
+        too_old = obstacle_to(model, _OPSET)
+
+        def look(
+            tuned: Quantize, sharers: Sequence[Layer], parted: bool
+        ) -> tuple[list[Proposal], str]:
+            reason = _SHARED if parted else _refusal(sharers) or too_old
+            already = "int8 would not make it smaller" if sharers[0].is_dense else _ALREADY
+            return [] if reason else list(_rows(tuned, sharers, context)), reason or already
+
+        yield from offered(self, model, context, look)
 
     def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
         """Write the chosen layers; integer ones and what lies between them as regions."""
@@ -167,17 +164,6 @@ def _missing_channels(layer: Layer, target: Target) -> int:
         return -layer.shape[1] % target.input_step
     depthwise = layer.groups == layer.channels and layer.shape[1] == 1
     return -layer.channels % target.channel_step if depthwise else 0
-
-
-def _too_old(model: Model) -> str:
-    """Why the model can't be raised to the operator set that has scales per channel, if so."""
-    if model.graph.opset >= _OPSET:
-        return ""
-    try:
-        raise_opset(model.copy(), _OPSET)
-    except ModelError as error:
-        return str(error)
-    return ""
 
 
 def _refusal(sharers: Sequence[Layer]) -> str:

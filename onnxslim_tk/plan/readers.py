@@ -1,0 +1,29 @@
+"""Rows for weights that several layers read: one decision for all of them."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from onnxslim_tk.graph.layers import Layer, layers
+from onnxslim_tk.graph.model import Model
+from onnxslim_tk.graph.sharing import by_weight
+from onnxslim_tk.plan.proposal import AnyPass, Context, Proposal, Refusal
+
+Look = Callable[[AnyPass, Sequence[Layer], bool], tuple[list[Proposal], str]]
+"""A tuned method, a weight's readers, whether one of them is left out: rows, and why not."""
+
+
+def offered(
+    method: AnyPass, model: Model, context: Context, look: Look[AnyPass]
+) -> Iterator[Proposal | Refusal]:
+    """The rows of ``look`` for each weight, or its reason as a refusal for every reader."""
+    for sharers in by_weight(layers(model)):
+        settings = [context.tuned(method, layer.names) for layer in sharers]
+        tuned = next((found for found in settings if found is not None), None)
+        if tuned is None:
+            continue
+        rows, reason = look(tuned, sharers, None in settings)
+        yield from rows
+        if rows:
+            continue
+        for layer, found in zip(sharers, settings, strict=True):
+            if found is not None:
+                yield Refusal(layer.id, method.name, reason)  # type: ignore[attr-defined]
