@@ -132,7 +132,7 @@ class Quantize:
             and rows[layer.id].setting == "integer"
             and (context.tuned(self, layer.names) or self).bias_correction == "measured"
         ]
-        return FloatMeans(model, nodes, context.feeds) if nodes else None
+        return FloatMeans(model, nodes, context.feeds, context.reference) if nodes else None
 
     def _write_integer(
         self, model: Model, integer: list[tuple[Layer, WeightGrid]], context: Context

@@ -17,7 +17,7 @@ from onnxslim_tk.measure.validate import Faithfulness, faithfulness
 from onnxslim_tk.packing import PackedTensor
 from onnxslim_tk.pipeline.files import packed, provenance, unchanged
 from onnxslim_tk.pipeline.options import Options
-from onnxslim_tk.pipeline.stages import Chooser, Setting, carry_out
+from onnxslim_tk.pipeline.stages import Chooser, Memory, Setting, carry_out
 from onnxslim_tk.pipeline.stepping import TOLERANCES, Asking, Stepping, lossless
 from onnxslim_tk.plan.budget import Budget, Check, verdict
 from onnxslim_tk.plan.plan import Plan
@@ -63,6 +63,7 @@ class Workshop:
         self.source, self.data, self.model, self.inputs = source, data, model, inputs
         self.recipe, self.samples, self.options = recipe, samples, options
         self.name = name
+        self._memory = Memory()
 
     @cached_property
     def foreign(self) -> list[Operator]:
@@ -108,8 +109,7 @@ class Workshop:
             self.options.seed,
             self.options.progress,
         )
-        model = self.model.copy()
-        stages = carry_out(model, setting, choose)
+        model, stages = carry_out(self.model, setting, choose, self._memory)
         origin = provenance(self.model, VERSION, self.options.seed, recipe_data(self.recipe))
         self.options.progress("pack", 0, 1)
         data, changed = packed(model, origin, self.name)

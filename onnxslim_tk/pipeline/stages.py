@@ -44,29 +44,75 @@ class Chooser(Protocol):
         ...
 
 
-def carry_out(model: Model, setting: Setting, choose: Chooser) -> tuple[StagePlan, ...]:
-    """Run all stages on ``model`` in place and give what was chosen in each."""
+@dataclass(slots=True)
+class _Round:
+    """One stage as it was last carried out: what it began with, and what came of it."""
+
+    before: Model
+    reference: Model | None
+    context: Context
+    proposals: list[Proposal]
+    refusals: list[Refusal]
+    rows: list[Proposal] | None = None
+    after: Model | None = None
+
+
+class Memory:
+    """The rounds of the last attempt; one that begins alike needs none of them again."""
+
+    def __init__(self) -> None:
+        self.rounds: list[_Round] = []
+
+
+def carry_out(
+    model: Model, setting: Setting, choose: Chooser, memory: Memory | None = None
+) -> tuple[Model, tuple[StagePlan, ...]]:
+    """Run all stages and give the model that comes of it and what was chosen in each.
+
+    ``model`` is only read. ``memory`` is that of attempts on the same model with the same setting.
+    """
     check_patterns(model, setting.recipe)
+    rounds = [] if memory is None else memory.rounds
+    reference: Model | None = None
     done = []
-    for stage in setting.recipe.stages:
-        context = _context(model, stage, setting)
-        setting.progress(f"{stage.name}: propose", 0, 1)
-        proposals, refusals = _propose(model, stage, context)
-        setting.progress(f"{stage.name}: propose", 1, 1)
-        rows = choose(stage, proposals, model, context)
-        for method in stage.passes:
-            chosen = [row for row in rows if row.method == method.name]
-            if chosen:
-                setting.progress(f"{stage.name}: {method.name}", 0, 1)
-                method.apply(model, chosen, context)
-                # A rewrite may leave what fed the old weight behind.
-                drop_unused(model)
-                setting.progress(f"{stage.name}: {method.name}", 1, 1)
-        done.append(StagePlan(stage.name, tuple(rows), tuple(refusals)))
-    return tuple(done)
+    for k, stage in enumerate(setting.recipe.stages):
+        current = rounds[k] if k < len(rounds) else _begin(model, stage, setting, reference)
+        rows = choose(stage, current.proposals, current.before, current.context)
+        if current.after is None or rows != current.rows:
+            del rounds[k:]
+            current.rows, current.after = rows, _applied(current, rows, stage, setting)
+            if memory is not None:
+                rounds.append(current)
+        model, reference = current.after, current.reference
+        if reference is None and setting.samples is not None and any(r.error > 0 for r in rows):
+            reference = current.before
+        done.append(StagePlan(stage.name, tuple(rows), tuple(current.refusals)))
+    return model, tuple(done)
 
 
-def _context(model: Model, stage: Stage, setting: Setting) -> Context:
+def _begin(model: Model, stage: Stage, setting: Setting, reference: Model | None) -> _Round:
+    context = _context(model, stage, setting, reference)
+    setting.progress(f"{stage.name}: propose", 0, 1)
+    proposals, refusals = _propose(model, stage, context)
+    setting.progress(f"{stage.name}: propose", 1, 1)
+    return _Round(model, reference, context, proposals, refusals)
+
+
+def _applied(current: _Round, rows: Sequence[Proposal], stage: Stage, setting: Setting) -> Model:
+    """A copy of what the stage began with, with ``rows`` carried out."""
+    model = current.before.copy()
+    for method in stage.passes:
+        chosen = [row for row in rows if row.method == method.name]
+        if chosen:
+            setting.progress(f"{stage.name}: {method.name}", 0, 1)
+            method.apply(model, chosen, current.context)
+            # A rewrite may leave what fed the old weight behind.
+            drop_unused(model)
+            setting.progress(f"{stage.name}: {method.name}", 1, 1)
+    return model
+
+
+def _context(model: Model, stage: Stage, setting: Setting, reference: Model | None) -> Context:
     shapes = _shapes(model, setting.feed)
     wanted = frozenset(kind for method in stage.passes for kind in method.observes)
     statistics: Statistics | None = None
@@ -88,6 +134,7 @@ def _context(model: Model, stage: Stage, setting: Setting) -> Context:
         overrides=setting.recipe.layers,
         exclude=setting.recipe.exclude,
         seed=setting.seed,
+        reference=reference,
     )
 
 

@@ -127,7 +127,11 @@ def _gain(proposal: Proposal, rows: Sequence[Proposal]) -> float:
     """Share of all savings on the table, bytes and latency alike, so that neither rules."""
     total_bytes = sum(max(p.bytes_saved, 0) for p in rows) or 1
     total_cost = sum(max(p.cost_saved, 0.0) for p in rows) or 1.0
-    gain = proposal.bytes_saved / total_bytes + proposal.cost_saved / total_cost
+    saved = proposal.bytes_saved
+    if proposal.cost_saved > 0:
+        # A saving of time is worth the bytes of the nodes that it takes.
+        saved = max(saved, 0)
+    gain = saved / total_bytes + proposal.cost_saved / total_cost
     # What costs bytes and no error was asked for to spare later stages theirs.
     return (gain if proposal.error else max(gain, 0.0)) + 1e-9
 

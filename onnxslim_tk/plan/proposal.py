@@ -77,7 +77,8 @@ class Context:
 
     ``overrides`` are a recipe's per-layer settings, pattern and values by method, in order;
     ``statistics`` is None without samples; ``feeds`` are those for calibration; ``shapes`` are
-    those seen in a run, by tensor name.
+    those seen in a run, by tensor name. ``reference`` is the model as it was before the first row
+    that loses anything, None where that is the model itself.
     """
 
     target: Target
@@ -87,6 +88,7 @@ class Context:
     overrides: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     exclude: tuple[str, ...] = ()
     seed: int = 0
+    reference: Model | None = None
 
     def tuned(self, method: AnyPass, names: Sequence[str]) -> AnyPass | None:
         """``method`` with the settings for a layer of these names; None if it is to be left out.

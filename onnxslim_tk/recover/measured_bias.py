@@ -41,17 +41,25 @@ def channel_means(model: Model, names: Sequence[str], feeds: Sequence[Feed]) -> 
 class FloatMeans:
     """Means of convolutions' outputs in the float model, to be restored in the quantized one.
 
-    Raises SessionError where the model doesn't run.
+    They are those of ``reference``, where ``model`` itself has lost something already. Raises
+    SessionError where that doesn't run.
     """
 
-    def __init__(self, model: Model, nodes: Sequence[Node], feeds: Sequence[Feed]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        nodes: Sequence[Node],
+        feeds: Sequence[Feed],
+        reference: Model | None = None,
+    ) -> None:
         # The order of the data: later layers must see what earlier ones have become.
         wanted = {id(node) for node in nodes}
         self._nodes = [node for node in ordered(model.graph) if id(node) in wanted]
-        found = channel_means(model, [node.outputs[0].name for node in self._nodes], feeds)
+        names = [node.outputs[0].name for node in self._nodes]
+        found = channel_means(reference or model, names, feeds)
         self._means = {id(node): found[node.outputs[0].name] for node in self._nodes}
         # Other feeds than those for the means, as far as there are so many.
-        self._probe = Probe(model, [feeds[-1 - k] for k in range(min(_CHECKED, len(feeds)))])
+        self._probe = Probe(reference or model, [feeds[-1 - k] for k in range(min(_CHECKED, len(feeds)))])
 
     def correct(
         self, model: Model, nodes: Sequence[tuple[Node, float | Floats]], feeds: Sequence[Feed]

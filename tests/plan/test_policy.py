@@ -23,7 +23,11 @@ def row(
 def gain(chosen: list[Proposal], rows: list[Proposal]) -> float:
     total_bytes = sum(max(p.bytes_saved, 0) for p in rows) or 1
     total_cost = sum(max(p.cost_saved, 0.0) for p in rows) or 1.0
-    gains = [p.bytes_saved / total_bytes + p.cost_saved / total_cost for p in chosen]
+    # Bytes that a row costs don't count where it saves time.
+    saved = [max(p.bytes_saved, 0) if p.cost_saved > 0 else p.bytes_saved for p in chosen]
+    gains = [
+        s / total_bytes + p.cost_saved / total_cost for s, p in zip(saved, chosen, strict=True)
+    ]
     # What makes no error costs nothing that counts.
     return sum(g if p.error else max(g, 0.0) for g, p in zip(gains, chosen, strict=True))
 
@@ -81,6 +85,11 @@ def test_of_methods_that_share_a_target_the_more_saving_one_is_taken() -> None:
     assert asked_for(rows) == rows[1:]
     rows[0] = Proposal(("a", "b"), "wide", 1, bytes_saved=250)
     assert asked_for(rows) == [rows[0], rows[3]]
+
+
+def test_time_saved_is_worth_the_bytes_of_its_nodes() -> None:
+    rows = [row("a", "m", saved=-330, cost=100.0), row("a", "n", saved=-330), row("b", saved=-1)]
+    assert asked_for(rows) == rows[:1]
 
 
 def test_a_milder_setting_is_taken_where_the_asked_one_does_not_fit() -> None:
@@ -156,6 +165,11 @@ def test_nothing_is_given_up_where_all_is_near_or_dear() -> None:
     assert [p.setting for p in trimmed(near)] == [0]
     dear = [row("a", setting=0, error=0.02, cost=1.0), row("a", setting=1, error=0.0001)]
     assert [p.setting for p in trimmed(dear)] == [0]
+
+
+def test_time_saved_is_worth_the_bytes_of_its_nodes() -> None:
+    rows = [row("a", "m", saved=-330, cost=100.0), row("a", "n", saved=-330), row("b", saved=-1)]
+    assert asked_for(rows) == rows[:1]
 
 
 def test_a_milder_setting_is_not_blamed_for_what_was_measured_of_the_other() -> None:
