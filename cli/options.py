@@ -116,6 +116,15 @@ class Judging:
     min_cosine: Annotated[
         float | None, _option(_BUDGET, metavar="X", help="Least cosine of embeddings.")
     ] = None
+    max_size: Annotated[
+        str | None,
+        _option(
+            _BUDGET,
+            metavar="10%|2MB",
+            help="Largest file: the nearest result of that size, whatever it loses, with recipes "
+            "that share weights.",
+        ),
+    ] = None
     output_kind: Annotated[
         list[str] | None,
         _option(
@@ -139,11 +148,12 @@ class Judging:
 
     def budget(self, usual: Budget) -> Budget:
         """``usual`` with the limits that were given in place of its own."""
-        given = {
+        given: dict[str, Any] = {
             "max_drop": self.max_drop,
             "min_sqnr_db": self.min_sqnr,
             "min_agreement": self.min_agreement,
             "min_cosine": self.min_cosine,
+            "max_size": self.max_size,
         }
         return replace(usual, **{name: x for name, x in given.items() if x is not None})
 

@@ -264,7 +264,11 @@ class _Search:
 
 def _per_channel(values: Array, node: Node) -> bool:
     """Whether constants are one number, or one for each channel that a convolution gives."""
-    behind = len(node.inputs[1].shape) - 1
+    weight = node.inputs[1]
+    while weight.shape is None and weight.inputs:
+        # What is decoded need not tell its shape; its codes do.
+        weight = weight.inputs[0].inputs[0]
+    behind = len(weight.shape) - 1
     return values.size == 1 or (
         values.ndim >= behind and values.shape[values.ndim - behind] == values.size
     )

@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.edit import output_names
+from onnxslim_tk.graph.ends import end_nodes
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.packing import packed_bytes
@@ -16,8 +17,8 @@ from onnxslim_tk.recover.bias import moments_of, shift_bytes, shift_means
 from onnxslim_tk.recover.codebook import INT8, Codebook, CodebookFit, is_pruned
 
 _SMALLEST = 512
-# Entry counts that fill a code of 1, 2, 4 or 8 bits.
-_STEPS = (2, 4, 16, 256)
+# Entry counts that fill their codes: base-3 digits, planes of bits, bytes.
+_STEPS = (3, 4, 6, 8, 16, 32, 64, 256)
 # The Cast and the Mul that bring a scale, and the headers of the tensors between.
 _DECODE_BYTES = 60
 
@@ -50,7 +51,9 @@ class Share:
     def propose(self, model: Model, context: Context) -> Iterator[Proposal | Refusal]:
         """One row a layer with the codebook asked for, then finer ones."""
         outputs = output_names(model)
-        for layer in layers(model):
+        found = list(layers(model))
+        ends = end_nodes(model, found)
+        for layer in found:
             tuned = context.tuned(self, layer.names)
             if tuned is None:
                 continue
@@ -58,7 +61,7 @@ class Share:
             if reason:
                 yield Refusal(layer.id, self.name, reason)
             else:
-                yield from _rows(tuned, layer, context, outputs)
+                yield from _rows(tuned, layer, context, outputs, id(layer.node) in ends)
 
     def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
         """Give the chosen layers values of the codebooks in their rows' details."""
@@ -95,26 +98,31 @@ def _fit(layer: Layer, context: Context) -> CodebookFit:
     return CodebookFit(layer, None if moments is None else moments.second)
 
 
-def _levels(tuned: Share) -> list[tuple[int, int]]:
-    """Clusters and dimensions: as asked for, then what takes more bits a weight."""
-    levels: list[tuple[int, int]] = [(tuned.clusters, tuned.dimensions)]
+def _levels(tuned: Share, is_end: bool) -> list[tuple[int, int]]:
+    """Clusters and dimensions: as asked for, what takes more bits a weight, then what takes less.
+
+    The first and the last layers of a model get nothing coarser.
+    """
+    asked: tuple[int, int] = (tuned.clusters, tuned.dimensions)
     if tuned.dimensions == 1:
-        return [*levels, *((step, 1) for step in _STEPS if step > tuned.clusters)]
+        coarser = [] if is_end else [(step, 1) for step in _STEPS[::-1] if step < tuned.clusters]
+        return [asked, *((step, 1) for step in _STEPS if step > tuned.clusters), *coarser]
+    levels = [asked]
     width: int = tuned.dimensions if tuned.clusters < _STEPS[-1] else tuned.dimensions // 2
     while width > 1:
         levels.append((_STEPS[-1], width))
         width //= 2
-    return [*levels, *((step, 1) for step in _STEPS[2:])]
+    return [*levels, *((step, 1) for step in _STEPS if step >= 16)]
 
 
 def _rows(
-    tuned: Share, layer: Layer, context: Context, outputs: set[str]
+    tuned: Share, layer: Layer, context: Context, outputs: set[str], is_end: bool
 ) -> Iterator[Proposal | Refusal]:
     plain = packed_bytes(layer.weight)
     extra = shift_bytes(layer, context.statistics, outputs)
     fit = _fit(layer, context)
     proposed = False
-    for clusters, dimensions in _levels(tuned):
+    for clusters, dimensions in _levels(tuned, is_end):
         if clusters < _STEPS[-1] and _is_unseen(layer, tuned, context):
             continue
         book = fit.fit(clusters, dimensions, tuned.scaled, context.seed)

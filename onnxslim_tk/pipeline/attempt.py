@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
 from pathlib import Path
-from typing import Final
 
 from onnxslim_tk.errors import CalibrationError, SessionError
 from onnxslim_tk.graph.model import Model
@@ -18,15 +17,12 @@ from onnxslim_tk.packing import PackedTensor
 from onnxslim_tk.pipeline.files import packed, provenance, unchanged
 from onnxslim_tk.pipeline.options import Options
 from onnxslim_tk.pipeline.stages import Chooser, Memory, Setting, carry_out
-from onnxslim_tk.pipeline.stepping import TOLERANCES, Asking, Stepping, lossless
-from onnxslim_tk.plan.budget import Budget, Check, verdict
+from onnxslim_tk.plan.budget import Budget, Check, size_check, verdict
 from onnxslim_tk.plan.plan import Plan
-from onnxslim_tk.plan.policy import CLEAR_DB
+from onnxslim_tk.plan.policy import alternatives
 from onnxslim_tk.plan.recipe import Recipe, recipe_data
+from onnxslim_tk.plan.sizing import is_graded
 from onnxslim_tk.version import VERSION
-
-# Decibels that a result has to be nearer for the speed that it gives up.
-_BETTER_DB: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,52 +130,19 @@ class Workshop:
         attempt = self.existing(unchanged(self.data, self.name), self.model)
         return replace(attempt, steps=steps, only_tidied=True)
 
-    def best(self) -> Attempt:
-        """The first attempt that keeps the budget on the samples for choosing.
+    @property
+    def is_graded(self) -> bool:
+        """Whether the last attempt had settings to choose from that trade bytes for error."""
+        return any(
+            is_graded(group)
+            for found in self._memory.rounds
+            for group in alternatives(found.proposals)
+        )
 
-        Without samples there is nothing to choose by, and the recipe counts as it stands. Where
-        the outputs are not clearly near the original's, the few rows whose error is out of
-        proportion are given up if that brings them nearer. Where the runtime has no kernel for
-        what a method writes, only lossless rows are left.
-        """
-        try:
-            return self._best()
-        except SessionError as error:
-            self.check_original()
-            return replace(self.tidied(1), trouble=str(error))
-
-    def _best(self) -> Attempt:
-        attempt = self.attempt(Asking(), 0)
-        if self.parts is None:
-            return attempt
-        holds, quality = self.quality(attempt)
-        if holds and quality >= CLEAR_DB:
-            return attempt
-        stepping = Stepping(self.parts.calibrate.feeds, self.options.progress)
-        trimmed = self.attempt(stepping, 0)
-        if trimmed.data != attempt.data:
-            held, reached = self.quality(trimmed)
-            if held and reached >= quality + _BETTER_DB:
-                return trimmed
-        if holds:
-            return attempt
-        for steps, share in enumerate(TOLERANCES, start=1):
-            stepping.share = share
-            attempt = self.attempt(stepping, steps)
-            if self.holds(attempt):
-                return attempt
-        return self.tidied(len(TOLERANCES) + 1)
-
-    def tidied(self, steps: int) -> Attempt:
-        """The model with lossless rows alone."""
-        return replace(self.attempt(lossless, steps), only_tidied=True)
-
-    def holds(self, attempt: Attempt) -> bool:
-        """Whether an attempt runs and keeps the budget on the samples for choosing.
-
-        Raises SessionError where the original doesn't run on them.
-        """
-        return self.quality(attempt)[0]
+    @property
+    def has_limits(self) -> bool:
+        """Whether the recipe or the user said how near a result must be."""
+        return replace(self.budget, max_size=None) != Budget()
 
     def quality(self, attempt: Attempt) -> tuple[bool, float]:
         """Whether an attempt holds, and the lowest ratio of signal to noise of its outputs in dB.
@@ -194,7 +157,7 @@ class Workshop:
             self.check_original()
             return False, -inf
         worst = min((output.sqnr_db for output in found.outputs), default=inf)
-        return all(check.holds for check in self.checks(found)), worst
+        return all(c.holds for c in self.checks(found, len(attempt.data))), worst
 
     def check_original(self) -> None:
         """Raise SessionError for samples that the original cannot run: no attempt's fault."""
@@ -222,6 +185,10 @@ class Workshop:
             lambda done, total: progress(step, done, total),
         )
 
-    def checks(self, found: Faithfulness) -> tuple[Check, ...]:
-        """The budget held against what was found."""
-        return verdict(found.outputs, found.drop, self.budget, found.samples)
+    def checks(self, found: Faithfulness | None, size: int) -> tuple[Check, ...]:
+        """The budget held against what was found on samples, and against the size in bytes."""
+        checks: tuple[Check, ...] = ()
+        if found is not None:
+            checks = verdict(found.outputs, found.drop, self.budget, found.samples)
+        limit = self.budget.most_bytes(len(self.data))
+        return checks if limit is None else (*checks, size_check(size, limit))

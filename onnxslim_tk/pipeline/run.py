@@ -23,6 +23,7 @@ from onnxslim_tk.pipeline.files import (
 )
 from onnxslim_tk.pipeline.judge import judge
 from onnxslim_tk.pipeline.options import Options, PathLike
+from onnxslim_tk.pipeline.search import Search
 from onnxslim_tk.pipeline.stages import following
 from onnxslim_tk.plan.budget import Budget
 from onnxslim_tk.plan.plan import Plan, read_plan
@@ -57,9 +58,10 @@ def optimize(
 
 def _settled(shop: Workshop, started: float) -> tuple[Attempt, Report]:
     """The best attempt and the report on it, or a safer one where the judging samples disagree."""
-    attempt = shop.never_larger(shop.best())
+    search = Search(shop)
+    attempt = shop.never_larger(search.best())
     # Only what changes nothing is safe to hand over.
-    for safer in (shop.tidied, shop.untouched):
+    for safer in (search.tidied, shop.untouched):
         trouble = attempt.trouble
         try:
             report = judge(shop, attempt, started)
@@ -67,7 +69,8 @@ def _settled(shop: Workshop, started: float) -> tuple[Attempt, Report]:
             shop.check_original()
             trouble = str(error)
         else:
-            if report.holds:
+            # A file that is too large only grows by what is safer.
+            if all(check.holds or check.figure == "bytes" for check in report.checks):
                 return attempt, report
         attempt = shop.never_larger(replace(safer(attempt.steps + 1), trouble=trouble))
     return attempt, judge(shop, attempt, started)
@@ -75,7 +78,7 @@ def _settled(shop: Workshop, started: float) -> tuple[Attempt, Report]:
 
 def plan(source: PathLike, recipe: str | Recipe = "balanced", options: Options = _PLAIN) -> Plan:
     """What :func:`optimize` would do, as rows to read and edit; writes nothing."""
-    return _open(Path(source), recipe, options, None).best().plan
+    return Search(_open(Path(source), recipe, options, None)).best().plan
 
 
 def apply(
@@ -170,7 +173,7 @@ def _open(source: Path, recipe: str | Recipe, options: Options, result: Path | N
         samples = read_samples(Path(samples), inputs, options.images, options.limit, options.seed)
     options.progress("read the samples", 1, 1)
     budget = chosen.budget if options.budget is None else options.budget
-    if budget != Budget() and samples is None:
+    if replace(budget, max_size=None) != Budget() and samples is None:
         raise CalibrationError("budget: its limits need samples to be checked with, none are given")
     if budget.max_drop is not None and options.metric is None:
         raise RecipeError("budget: max drop needs a metric to be measured by, none is given")

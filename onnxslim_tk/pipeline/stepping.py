@@ -28,34 +28,71 @@ class Asking:
         return asked_for(proposals)
 
 
+class Measured:
+    """Errors of rows, each probed alone, once; kept by method, targets and setting."""
+
+    def __init__(self, feeds: Sequence[Feed], progress: Progress) -> None:
+        self._feeds = feeds[:_PROBE_SAMPLES]
+        self._progress = progress
+        self._errors: dict[Key, float] = {}
+
+    def __getitem__(self, row: Proposal) -> float:
+        return self._errors.get(key_of(row), 0.0)
+
+    def rows(
+        self,
+        stage: Stage,
+        proposals: Sequence[Proposal],
+        wanted: Sequence[Proposal],
+        model: Model,
+        context: Context,
+    ) -> list[Proposal]:
+        """``proposals`` with the errors of ``wanted`` measured, and the others' scaled to them."""
+        missing = [row for row in wanted if key_of(row) not in self._errors]
+        if missing and self._feeds:
+            self._probe(stage, missing, model, context)
+        return rescaled(proposals, self._errors)
+
+    def _probe(
+        self, stage: Stage, rows: Sequence[Proposal], model: Model, context: Context
+    ) -> None:
+        # What a row does alone needs no tuning of its surroundings.
+        context = replace(context, feeds=())
+        probe = Probe(model, self._feeds)
+        if not probe.measures:
+            return
+        methods: dict[str, Pass] = {method.name: method for method in stage.passes}
+        for k, row in enumerate(rows):
+            self._progress(f"{stage.name}: measure each row", k, len(rows))
+            method = methods[row.method]
+            error = probe.error(lambda twin, m=method, r=row: m.apply(twin, [r], context))  # type: ignore[misc]
+            self._errors[key_of(row)] = min(error, 1e9)
+        self._progress(f"{stage.name}: measure each row", len(rows), len(rows))
+
+
 class Stepping:
     """Takes rows by their measured errors.
 
     With a ``share``, those whose errors add up to that part of the errors of all rows asked for;
-    without, all but the few whose error is out of proportion. Each row is probed alone, once;
-    its error is kept for later steps by method and targets.
+    without, all but the few whose error is out of proportion.
     """
 
-    def __init__(self, feeds: Sequence[Feed], progress: Progress) -> None:
+    def __init__(self, measured: Measured) -> None:
         self.share: float | None = None
-        self._feeds = feeds[:_PROBE_SAMPLES]
-        self._progress = progress
-        self._errors: dict[Key, float] = {}
+        self._measured = measured
 
     def __call__(
         self, stage: Stage, proposals: Sequence[Proposal], model: Model, context: Context
     ) -> list[Proposal]:
         """Rows within the present share, chosen by the knapsack, or the trimmed ones."""
-        groups = alternatives(proposals)
-        lossy = [k for k, group in enumerate(groups) if group[0].error > 0]
+        groups = [group for group in alternatives(proposals) if group[0].error > 0]
         if self.share is None:
-            lossy = [k for k in lossy if len(groups[k]) > 1 and groups[k][0].cost_saved > 0]
-        if not lossy:
+            groups = [group for group in groups if len(group) > 1 and group[0].cost_saved > 0]
+        if not groups:
             return asked_for(proposals)
-        if self._feeds:
-            self._measure(stage, [groups[k][0] for k in lossy], model, context)
-            self._measure(stage, self._milder([groups[k] for k in lossy]), model, context)
-        known = rescaled(proposals, self._errors)
+        first = [group[0] for group in groups]
+        self._measured.rows(stage, proposals, first, model, context)
+        known = self._measured.rows(stage, proposals, self._milder(groups), model, context)
         if self.share is None:
             return trimmed(known)
         total = sum(group[0].error for group in alternatives(known) if group[0].error < 1e9)
@@ -63,32 +100,13 @@ class Stepping:
 
     def _milder(self, groups: Sequence[Sequence[Proposal]]) -> list[Proposal]:
         """Second settings, where the first makes much of the error and may make all of it alone."""
-        errors = [self._errors.get(key_of(group[0]), 0.0) for group in groups]
+        errors = [self._measured[group[0]] for group in groups]
         total = sum(error for error in errors if error < 1e9)
         return [
             group[1]
             for group, error in zip(groups, errors, strict=True)
             if len(group) > 1 and error >= _MUCH * total
         ]
-
-    def _measure(
-        self, stage: Stage, rows: Sequence[Proposal], model: Model, context: Context
-    ) -> None:
-        missing = [row for row in rows if key_of(row) not in self._errors]
-        if not missing:
-            return
-        # What a row does alone needs no tuning of its surroundings.
-        context = replace(context, feeds=())
-        probe = Probe(model, self._feeds)
-        if not probe.measures:
-            return
-        methods: dict[str, Pass] = {method.name: method for method in stage.passes}
-        for k, row in enumerate(missing):
-            self._progress(f"{stage.name}: measure each row", k, len(missing))
-            method = methods[row.method]
-            error = probe.error(lambda twin, m=method, r=row: m.apply(twin, [r], context))  # type: ignore[misc]
-            self._errors[key_of(row)] = min(error, 1e9)
-        self._progress(f"{stage.name}: measure each row", len(missing), len(missing))
 
 
 def lossless(

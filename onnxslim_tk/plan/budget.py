@@ -1,5 +1,6 @@
 """Budgets: how far a result may be from the original, by kind of output and by task metric."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, sqrt
@@ -32,6 +33,8 @@ DEFAULT_LIMITS: Final[Mapping[OutputKind, Limits]] = MappingProxyType(
 )
 
 
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?) ?(%|[KMG]?B|)", re.IGNORECASE)
+_UNITS: Final = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3}
 _USUAL_DROP: Final = 0.01
 _AGREEMENT: Final = "top-1 agreement"
 # Standard errors from end to end of a 95 % interval.
@@ -44,12 +47,15 @@ class Budget:
 
     ``max_drop`` (in the metric's own unit, 0.01 by default) takes the place of the usual limits
     on agreement when a task metric is measured; a collapsed or non-finite output never passes.
+    ``max_size`` is the largest file, in bytes or as text like ``"2MB"`` or ``"10%"`` of the
+    original; whoever sets it takes the loss that comes of it, and the usual limits don't hold.
     """
 
     max_drop: float | None = None
     min_sqnr_db: float | None = None
     min_agreement: float | None = None
     min_cosine: float | None = None
+    max_size: int | str | None = None
 
     def __post_init__(self) -> None:
         if self.max_drop is not None and not (isfinite(self.max_drop) and self.max_drop >= 0):
@@ -62,9 +68,24 @@ class Budget:
                 said = name.replace("_", " ")
                 raise RecipeError(f"budget: {said} must be in [0, 1], got {value}")
 
+        self.most_bytes(1)
+
+    def most_bytes(self, original: int) -> int | None:
+        """The largest file in bytes, for an original of so many; None without a limit."""
+        if self.max_size is None:
+            return None
+        found = _SIZE.fullmatch(str(self.max_size).strip())
+        number = float(found[1]) if found else 0.0
+        if found is None or number <= 0:
+            raise RecipeError(
+                f"budget: max size must read like 10%, 300KB, 2MB or 123456, got {self.max_size!r}"
+            )
+        unit = found[2].lower()
+        return int(number * original / 100 if unit == "%" else number * _UNITS[unit])
+
     def limits(self, kind: OutputKind) -> Limits:
         """The limits for a kind of output, the user's before the defaults."""
-        usual = DEFAULT_LIMITS[kind]
+        usual = Limits() if self.max_size is not None else DEFAULT_LIMITS[kind]
         return Limits(
             usual.sqnr_db if self.min_sqnr_db is None else self.min_sqnr_db,
             usual.cosine if self.min_cosine is None else self.min_cosine,
@@ -114,6 +135,11 @@ def verdict(
     if drop is not None:
         checks.append(_drop(drop, allowed))
     return tuple(checks)
+
+
+def size_check(size: int, limit: int) -> Check:
+    """A file's bytes held against the largest number of them."""
+    return Check("file", "bytes", size, limit, size <= limit)
 
 
 def _health(output: OutputFidelity) -> list[Check]:

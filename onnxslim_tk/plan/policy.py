@@ -81,7 +81,7 @@ def _solve(groups: list[list[Proposal]], tolerance: float | None) -> list[Propos
         rows = [p for group in groups for p in group if p.error <= tolerance]
     if not rows:
         return []
-    conflicts = _conflicts(rows, groups)
+    conflicts = conflicts_of(rows, groups)
     if tolerance is None and not conflicts:
         return rows
     gain = np.array([_gain(p, rows) for p in rows])
@@ -136,7 +136,7 @@ def _gain(proposal: Proposal, rows: Sequence[Proposal]) -> float:
     return (gain if proposal.error else max(gain, 0.0)) + 1e-9
 
 
-def _conflicts(rows: Sequence[Proposal], groups: list[list[Proposal]]) -> list[list[int]]:
+def conflicts_of(rows: Sequence[Proposal], groups: list[list[Proposal]]) -> list[list[int]]:
     """Sets of row numbers of which at most one may be taken."""
     index = {id(p): k for k, p in enumerate(rows)}
     sets = [[index[id(p)] for p in group if id(p) in index] for group in groups]

@@ -59,7 +59,9 @@ class FloatMeans:
         found = channel_means(reference or model, names, feeds)
         self._means = {id(node): found[node.outputs[0].name] for node in self._nodes}
         # Other feeds than those for the means, as far as there are so many.
-        self._probe = Probe(reference or model, [feeds[-1 - k] for k in range(min(_CHECKED, len(feeds)))])
+        self._probe = Probe(
+            reference or model, [feeds[-1 - k] for k in range(min(_CHECKED, len(feeds)))]
+        )
 
     def correct(
         self, model: Model, nodes: Sequence[tuple[Node, float | Floats]], feeds: Sequence[Feed]

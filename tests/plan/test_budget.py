@@ -137,9 +137,32 @@ def test_agreement_fails_when_it_is_too_far_below_the_limit_for_chance() -> None
         ({"min_agreement": 1.5}, "budget: min agreement must be in [0, 1], got 1.5"),
         ({"min_cosine": -0.5}, "budget: min cosine must be in [0, 1], got -0.5"),
         ({"min_sqnr_db": math.nan}, "budget: min sqnr db must be finite, got nan"),
+        (
+            {"max_size": "10 parsecs"},
+            "budget: max size must read like 10%, 300KB, 2MB or 123456, got '10 parsecs'",
+        ),
+        ({"max_size": 0}, "budget: max size must read like 10%, 300KB, 2MB or 123456, got 0"),
     ],
 )
-def test_limits_out_of_range_are_refused(settings: dict[str, float], message: str) -> None:
+def test_limits_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         Budget(**settings)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [("10%", 1000), ("2.5 %", 250), ("300KB", 300_000), ("1.5mb", 1_500_000), (4096, 4096)],
+)
+def test_a_size_is_read_in_bytes_units_or_parts_of_the_original(
+    text: int | str, limit: int
+) -> None:
+    assert Budget(max_size=text).most_bytes(10_000) == limit
+    assert Budget().most_bytes(10_000) is None
+
+
+def test_who_limits_the_size_takes_the_loss() -> None:
+    bad = replace(GOOD, sqnr_db=1.0, top1_agreement=0.5)
+    assert not holds(verdict([bad], None, Budget(), 100))
+    assert holds(verdict([bad], None, Budget(max_size="10%"), 100))
+    assert not holds(verdict([bad], None, Budget(max_size="10%", min_sqnr_db=3.0), 100))

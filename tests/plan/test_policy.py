@@ -167,11 +167,6 @@ def test_nothing_is_given_up_where_all_is_near_or_dear() -> None:
     assert [p.setting for p in trimmed(dear)] == [0]
 
 
-def test_time_saved_is_worth_the_bytes_of_its_nodes() -> None:
-    rows = [row("a", "m", saved=-330, cost=100.0), row("a", "n", saved=-330), row("b", saved=-1)]
-    assert asked_for(rows) == rows[:1]
-
-
 def test_a_milder_setting_is_not_blamed_for_what_was_measured_of_the_other() -> None:
     expected = [
         row("a", setting=0, error=0.002, cost=1.0),

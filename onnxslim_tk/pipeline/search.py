@@ -1,0 +1,154 @@
+"""The search for the result: what was asked for, then attempts that give up more and more."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final
+
+from onnxslim_tk.errors import SessionError
+from onnxslim_tk.pipeline.attempt import Attempt, Workshop
+from onnxslim_tk.pipeline.sizing import Sizing
+from onnxslim_tk.pipeline.stepping import TOLERANCES, Asking, Measured, Stepping, lossless
+from onnxslim_tk.plan.policy import CLEAR_DB
+
+# Decibels that a result has to be nearer for the speed, or the simplicity, that it gives up.
+_BETTER_DB: Final = 1.0
+_MIXED_DB: Final = 0.3
+# Sizes that are tried where the asked one does not hold, and the smallest where it does.
+_GROWTH: Final = (1.15, 1.3, 1.6)
+_SMALLEST: Final = 0.3
+_HALVINGS: Final = 4
+_SIZE_ROUNDS: Final = 4
+# How far below a limit in bytes is near enough.
+_NEAR: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    attempt: Attempt
+    holds: bool
+    quality: float
+
+
+class Search:
+    """Finds the attempt that keeps the budget and gives up least, on the samples for choosing."""
+
+    def __init__(self, shop: Workshop) -> None:
+        self._shop = shop
+
+    def best(self) -> Attempt:
+        """The first attempt that keeps the budget.
+
+        Without samples there is nothing to choose by, and the recipe counts as it stands. Where
+        settings trade bytes for error, those asked for and a mix that is as small are tried, and
+        the nearer one taken; a limit given by the user makes it as small as that allows, a limit
+        of size as near as that allows. Where the outputs are not clearly near the original's, the
+        few rows whose error is out of proportion are given up if that brings them nearer. Where
+        the runtime has no kernel for what a method writes, only lossless rows are left.
+        """
+        try:
+            return self._best()
+        except SessionError as error:
+            self._shop.check_original()
+            return replace(self.tidied(1), trouble=str(error))
+
+    def tidied(self, steps: int) -> Attempt:
+        """The model with lossless rows alone."""
+        return replace(self._shop.attempt(lossless, steps), only_tidied=True)
+
+    def _best(self) -> Attempt:
+        shop = self._shop
+        asked = shop.attempt(Asking(), 0)
+        graded = shop.is_graded
+        limit = shop.budget.most_bytes(len(shop.data))
+        if limit is not None and graded:
+            return self._of_size(asked, limit)
+        if shop.parts is None:
+            return asked
+        first = self._judged(asked)
+        if graded:
+            return self._graded(first)
+        return self._ungraded(first)
+
+    def _ungraded(self, first: _Judged) -> Attempt:
+        if first.holds and first.quality >= CLEAR_DB:
+            return first.attempt
+        trimmed = self._judged(self._shop.attempt(self._stepping, 0))
+        if trimmed.holds and trimmed.quality >= first.quality + _BETTER_DB:
+            return trimmed.attempt
+        return first.attempt if first.holds else self._stepped(0)
+
+    def _graded(self, first: _Judged) -> Attempt:
+        best = first
+        if not (first.holds and first.quality >= CLEAR_DB):
+            mixed = self._sized(1.0, first)
+            nearer = mixed.quality >= first.quality + _MIXED_DB
+            best = mixed if (mixed.holds, nearer) > (first.holds, False) else first
+        if best.holds:
+            return self._smaller(best) if self._shop.has_limits else best.attempt
+        for steps, growth in enumerate(_GROWTH, start=1):
+            grown = self._sized(growth, first)
+            if grown.holds:
+                return replace(grown.attempt, steps=steps)
+        return self._stepped(len(_GROWTH))
+
+    def _stepped(self, before: int) -> Attempt:
+        for steps, share in enumerate(TOLERANCES, start=before + 1):
+            self._stepping.share = share
+            judged = self._judged(self._shop.attempt(self._stepping, steps))
+            if judged.holds:
+                return judged.attempt
+        return self.tidied(before + len(TOLERANCES) + 1)
+
+    def _smaller(self, best: _Judged) -> Attempt:
+        """The smallest that holds, halving the way between one that does and one that doesn't."""
+        first = best
+        low, high = _SMALLEST, 1.0
+        for _ in range(_HALVINGS):
+            factor = (low + high) / 2
+            tried = self._sized(factor, first)
+            if tried.holds and len(tried.attempt.data) < len(best.attempt.data):
+                best, high = tried, factor
+            else:
+                low = factor
+        return best.attempt
+
+    def _of_size(self, asked: Attempt, limit: int) -> Attempt:
+        """The nearest attempt of at most ``limit`` bytes; the smallest where none is so small."""
+        tried = [asked]
+        extra = len(asked.data) - limit
+        for _ in range(_SIZE_ROUNDS):
+            self._sizing.extra = extra
+            tried.append(self._shop.attempt(self._sizing, 0))
+            over = len(tried[-1].data) - limit
+            if -_NEAR * limit <= over <= 0 or tried[-1].data == tried[-2].data:
+                break
+            # What was foretold of bytes is near the truth, not the truth.
+            extra += over
+        fitting = [attempt for attempt in tried if len(attempt.data) <= limit]
+        if not fitting:
+            return min(tried, key=lambda attempt: len(attempt.data))
+        if self._shop.parts is None:
+            return max(fitting, key=lambda attempt: len(attempt.data))
+        return max(map(self._judged, fitting), key=lambda j: (j.holds, j.quality)).attempt
+
+    def _sized(self, growth: float, first: _Judged) -> _Judged:
+        """The mix of least error at ``growth`` times the size of ``first``."""
+        self._sizing.extra = int((1 - growth) * len(first.attempt.data))
+        return self._judged(self._shop.attempt(self._sizing, 0))
+
+    def _judged(self, attempt: Attempt) -> _Judged:
+        return _Judged(attempt, *self._shop.quality(attempt))
+
+    @cached_property
+    def _measured(self) -> Measured:
+        parts = self._shop.parts
+        feeds = () if parts is None else parts.calibrate.feeds
+        return Measured(feeds, self._shop.options.progress)
+
+    @cached_property
+    def _stepping(self) -> Stepping:
+        return Stepping(self._measured)
+
+    @cached_property
+    def _sizing(self) -> Sizing:
+        return Sizing(self._measured)
