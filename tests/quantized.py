@@ -11,9 +11,10 @@ from onnxslim_tk.graph.model import Model, to_proto
 from onnxslim_tk.measure.observe import observe
 from onnxslim_tk.measure.runtime import Session, running_operators
 from onnxslim_tk.passes.quantize import Quantize
-from onnxslim_tk.plan.proposal import Context, Proposal, Refusal
+from onnxslim_tk.plan.proposal import Context
 from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU
 from tests.models import model_of, normal, opened, outputs, outputs_of
+from tests.rows import asked
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 EXPECTED = Quantize(bias_correction="expected")
@@ -46,27 +47,13 @@ def context_of(model: Model, feeds: Feeds, **more: Any) -> Context:
     return Context(ONNXRUNTIME_CPU, statistics=found, feeds=feeds, shapes=found.shapes, **more)
 
 
-def rows_of(model: Model, context: Context, method: Quantize) -> list[Proposal]:
-    """The proposals of ``method``."""
-    return [row for row in method.propose(model, context) if isinstance(row, Proposal)]
-
-
-def refusals_of(model: Model, context: Context, method: Quantize = EXPECTED) -> dict[str, str]:
-    """Why ``method`` leaves layers alone, by their ids."""
-    rows = method.propose(model, context)
-    return {row.target: row.reason for row in rows if isinstance(row, Refusal)}
-
-
 def quantized(
     proto: onnx.ModelProto, feeds: Feeds, method: Quantize = EXPECTED, **more: Any
 ) -> Model:
     """``proto`` with the first setting of every layer carried out."""
     model = opened(onnx.ModelProto.FromString(proto.SerializeToString()))
     context = context_of(model, feeds, **more)
-    first: dict[tuple[str, ...], Proposal] = {}
-    for row in rows_of(model, context, method):
-        first.setdefault(row.targets, row)
-    method.apply(model, list(first.values()), context)
+    method.apply(model, asked(model, context, method), context)
     return model
 
 

@@ -8,9 +8,9 @@ from onnxslim_tk.measure.runtime import running_operators
 from onnxslim_tk.packing import pack
 from onnxslim_tk.passes.quantize import Quantize
 from onnxslim_tk.plan.policy import asked_for
-from onnxslim_tk.plan.proposal import Proposal
 from tests.models import CONTEXT, model_of, normal, opened, outputs
-from tests.quantized import CONV, EXPECTED, HEAD, W64, context_of, near, quantized, rows_of, running
+from tests.quantized import CONV, EXPECTED, HEAD, W64, context_of, near, quantized, running
+from tests.rows import rows_of
 
 BODIES = f"""{HEAD}
 g (bool c, float[N, 32] x) => (float[A, B] y) {{
@@ -77,7 +77,7 @@ def test_recurrent_weights_in_branches_become_int8_and_fold_away() -> None:
     weights = {"w": normal(0, 1, 64, 16, scale=0.3), "r": normal(1, 1, 64, 16, scale=0.3)}
     proto = model_of(RECURRENT, {**weights, "v": weights["w"]})
     model = opened(proto)
-    rows = [row for row in Quantize().propose(model, CONTEXT) if isinstance(row, Proposal)]
+    rows = rows_of(model, CONTEXT, Quantize())
     assert {row.setting for row in rows} == {"float"}
     # One weight, read in both branches, is one row.
     assert sorted(len(row.targets) for row in rows) == [1, 1, 2]
@@ -104,7 +104,7 @@ def test_embeddings_in_bodies_are_gathered_as_int8_rows() -> None:
     }}"""
     proto = model_of(text, {"w": W64, "v": W64.copy()})
     model = opened(proto)
-    rows = [row for row in Quantize().propose(model, CONTEXT) if isinstance(row, Proposal)]
+    rows = rows_of(model, CONTEXT, Quantize())
     assert {row.setting for row in rows} == {"rows"}
     Quantize().apply(model, asked_for(rows), CONTEXT)
     drop_unused(model)

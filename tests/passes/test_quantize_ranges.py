@@ -9,17 +9,8 @@ from onnxslim_tk.graph.model import to_proto
 from onnxslim_tk.kernels.ranges import METHODS
 from onnxslim_tk.passes.quantize import Quantize
 from tests.models import depthwise_cnn, normal, opened, outputs, outputs_of
-from tests.quantized import (
-    CONV,
-    EXPECTED,
-    IMAGE,
-    context_of,
-    feeds_of,
-    graph,
-    near,
-    quantized,
-    rows_of,
-)
+from tests.quantized import CONV, EXPECTED, IMAGE, context_of, feeds_of, graph, near, quantized
+from tests.rows import rows_of
 
 
 @pytest.mark.parametrize("ranges", ["auto", *METHODS])

@@ -17,9 +17,9 @@ from tests.quantized import (
     graph,
     near,
     quantized,
-    rows_of,
     running,
 )
+from tests.rows import rows_of
 
 CASES: dict[str, tuple[str, Mapping[str, Any], dict[str, int]]] = {
     "Relu": ("c = Conv(x, w, b) r = Relu(c) y = Conv(r, v)", {}, {"QLinearConv": 2}),

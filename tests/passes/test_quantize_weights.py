@@ -11,17 +11,8 @@ from onnxslim_tk.passes.quantize import Quantize
 from onnxslim_tk.plan.policy import asked_for
 from onnxslim_tk.plan.proposal import Proposal, Refusal
 from tests.models import CONTEXT, model_of, normal, opened, outputs, outputs_of, residual_cnn
-from tests.quantized import (
-    HEAD,
-    W64,
-    context_of,
-    feeds_of,
-    graph,
-    near,
-    quantized,
-    rows_of,
-    running,
-)
+from tests.quantized import HEAD, W64, context_of, feeds_of, graph, near, quantized, running
+from tests.rows import rows_of
 
 
 def test_embeddings_are_gathered_as_int8_rows() -> None:
@@ -143,7 +134,7 @@ def test_a_float16_model_gets_int8_weights_and_stays_in_float16() -> None:
     proto = model_of(text, half)
     model = opened(proto)
     assert [layer.is_half for layer in layers(model)] == [True, True]
-    rows = [row for row in Quantize().propose(model, CONTEXT) if isinstance(row, Proposal)]
+    rows = rows_of(model, CONTEXT, Quantize())
     assert [row.setting for row in rows] == ["float", "rows"]
     Quantize().apply(model, asked_for(rows), CONTEXT)
     drop_unused(model)
