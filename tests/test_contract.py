@@ -167,11 +167,18 @@ def test_announced_bytes_are_saved_bytes(name: str, model_name: str) -> None:
     assert abs(announced - saved) <= max(0.15 * abs(saved), 600 * len(chosen))
 
 
-@pytest.mark.parametrize("model_name", MODELS)
-@pytest.mark.parametrize("name", PASSES)
-def test_rows_name_layers_and_come_with_the_asked_setting_first(name: str, model_name: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "model_name"),
+    [
+        *(pytest.param(PASSES[n](), m, id=f"{n}-{m}") for n in PASSES for m in MODELS),
+        *(pytest.param(method, m, id=f"{n}, {m}") for n, (method, m) in SETTINGS.items()),
+    ],
+)
+def test_rows_name_layers_and_come_with_the_asked_setting_first(
+    method: Any, model_name: str
+) -> None:
     model = opened(original(model_name))
-    rows, _ = proposed(PASSES[name](), model, feeds_of(model_name))
+    rows, _ = proposed(method, model, feeds_of(model_name), FINE)
     ids = {layer.id for layer in layers(model)} | {"model"}
     for row in rows:
         assert row.targets

@@ -207,7 +207,9 @@ def test_each_group_may_be_cut_alone(
     proto = build()
     feed = feed_of(proto)
     context = context_of(opened(proto), feed)
-    for row in rows_of(opened(proto), context)[0]:
+    rows, _ = rows_of(opened(proto), context)
+    assert rows
+    for row in rows:
         model = opened(proto)
         Channels().apply(model, [row], context)
         expected = outputs(masked(build(), [row], readers), feed)["y"]

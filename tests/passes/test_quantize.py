@@ -177,6 +177,7 @@ def test_expected_errors_and_savings_are_in_the_right_order() -> None:
     for row in rows:
         layer_rows.setdefault(row.targets[0], []).append(row)
     known: dict[str, Layer] = {layer.id: layer for layer in layers(model)}
+    assert layer_rows.keys() == known.keys()
     for key, (integer, float_) in layer_rows.items():
         assert (integer.setting, float_.setting) == ("integer", "float")
         assert 0 < float_.error < integer.error < 1e-2

@@ -9,7 +9,17 @@ from onnxslim_tk.graph.model import to_proto
 from onnxslim_tk.kernels.ranges import METHODS
 from onnxslim_tk.passes.quantize import Quantize
 from tests.models import depthwise_cnn, normal, opened, outputs, outputs_of
-from tests.quantized import CONV, EXPECTED, IMAGE, context_of, feeds_of, graph, near, quantized
+from tests.quantized import (
+    CONV,
+    EXPECTED,
+    IMAGE,
+    context_of,
+    feeds_of,
+    graph,
+    near,
+    quantized,
+    running,
+)
 from tests.rows import rows_of
 
 
@@ -17,7 +27,9 @@ from tests.rows import rows_of
 def test_any_way_to_pick_ranges_keeps_the_outputs(ranges: Any) -> None:
     feeds = feeds_of(1, 3, 16, 16)
     method = Quantize(ranges=ranges, bias_correction="expected")
-    near(depthwise_cnn(), quantized(depthwise_cnn(), feeds, method), feeds[0], 25)
+    model = quantized(depthwise_cnn(), feeds, method)
+    near(depthwise_cnn(), model, feeds[0], 25)
+    assert running(model)["QLinearConv"] == 3
 
 
 def test_activations_that_end_at_zero_have_their_zero_there() -> None:
@@ -51,6 +63,7 @@ def test_dead_channels_of_denormal_weights_do_no_harm() -> None:
     feeds = [{"x": feed["x"] * np.float32(1e-6)} for feed in feeds_of(1, 4, 9, 9)]
     model = quantized(proto, feeds)
     near(proto, model, feeds[0], 25)
+    assert running(model)["QLinearConv"] == 2
 
 
 def test_an_output_that_is_not_finite_has_no_grid() -> None:
