@@ -9,9 +9,9 @@ from .console import foreign_namesake, warn
 from .demo import demo
 from .inspect import inspect
 from .optimize import optimize
-from .options import spread
 from .pack import pack
 from .plan import plan
+from .spread import spread
 from .validate import validate
 from .verbs import Verbs
 from .version import show_version, version

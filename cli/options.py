@@ -1,13 +1,12 @@
 """The options that commands share, and what they become."""
 
-import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar, cast, get_args, get_type_hints
+from typing import Annotated, Any, Final, cast, get_args
 
 import typer
 
@@ -232,44 +231,6 @@ class Showing:
     def silent(self) -> bool:
         """Whether tables and progress stay away."""
         return self.json or self.quiet
-
-
-Command = TypeVar("Command", bound=Callable[..., None])
-
-
-def spread(command: Command) -> Callable[..., None]:
-    """``command`` with the fields of its option dataclasses as parameters in their place."""
-    taken = inspect.signature(command).parameters.values()
-    groups: dict[str, Any] = {p.name: p.annotation for p in taken if is_dataclass(p.annotation)}
-    parameters = []
-    for parameter in taken:
-        if parameter.name not in groups:
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-            continue
-        hints = get_type_hints(parameter.annotation, include_extras=True)
-        parameters += [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=field.default,
-                annotation=hints[field.name],
-            )
-            for field in fields(parameter.annotation)
-        ]
-
-    def run(**values: Any) -> None:
-        built: dict[str, Any] = {}
-        for name, kind in groups.items():
-            built[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
-        command(**values, **built)
-
-    # Typer keeps the line breaks of a docstring, which suit no other width.
-    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
-    run.__doc__ = "\n\n".join(" ".join(text.split()) for text in paragraphs)
-    run.__name__ = command.__name__
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return run
 
 
 def check_targets(source: Path, targets: Mapping[str, Path | None], in_place: bool = False) -> None:

@@ -1,6 +1,8 @@
 """What every method promises, alone and with every other one after it."""
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import combinations
 from typing import Any
@@ -17,10 +19,28 @@ from onnxslim_tk.measure.observe import observe
 from onnxslim_tk.measure.runtime import Feed, Session
 from onnxslim_tk.packing import pack
 from onnxslim_tk.passes import PASSES
+from onnxslim_tk.passes.channels import Channels
+from onnxslim_tk.passes.dynamic_int8 import DynamicInt8
+from onnxslim_tk.passes.factorize import Factorize
+from onnxslim_tk.passes.fuse import Fuse
+from onnxslim_tk.passes.quantize import Quantize
+from onnxslim_tk.passes.share import Share
+from onnxslim_tk.passes.sparsify import Sparsify
 from onnxslim_tk.plan.policy import asked_for
 from onnxslim_tk.plan.proposal import Context, Proposal, Refusal
-from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU
-from tests.models import chain_cnn, digest, mlp, normal, opened, residual_cnn, with_metadata
+from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU, Target
+from tests.models import (
+    CONTEXT,
+    chain_cnn,
+    digest,
+    mlp,
+    model_of,
+    normal,
+    opened,
+    residual_cnn,
+    with_metadata,
+)
+from tests.rows import IMAGES, asked, refusals_of, seen
 
 MODELS: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[int, ...]]] = {
     "chain_cnn": (chain_cnn, (3, 16, 16)),
@@ -29,6 +49,23 @@ MODELS: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[int, ...]]] = {
 }
 ALONE = [(name,) for name in PASSES]
 PAIRS = list(combinations(PASSES, 2))
+# A step that small layers reach, and settings that find something in small models.
+FINE = replace(ONNXRUNTIME_CPU, channel_step=4)
+SPLIT = Factorize(max_error=1.0)
+SETTINGS: dict[str, tuple[Any, str]] = {
+    "fuse": (Fuse(), "chain_cnn"),
+    "factorize": (SPLIT, "mlp"),
+    "channels": (Channels(), "residual_cnn"),
+    "sparsify": (Sparsify(), "mlp"),
+    "sparsify by one threshold": (Sparsify(scope="global"), "mlp"),
+    "share": (Share(), "mlp"),
+    "share of floats": (Share(scaled=False), "mlp"),
+    "share of vectors": (Share(16, dimensions=2), "mlp"),
+    "share of all of int8": (Share(256), "mlp"),
+    "quantize": (Quantize(), "residual_cnn"),
+    "quantize of weights": (Quantize(activations=False), "residual_cnn"),
+    "dynamic_int8": (DynamicInt8(least_macs=0), "mlp"),
+}
 
 
 @cache
@@ -46,10 +83,12 @@ def original(name: str) -> onnx.ModelProto:
     return proto
 
 
-def proposed(method: Any, model: Model, feeds: Sequence[Feed]) -> tuple[list[Proposal], Context]:
+def proposed(
+    method: Any, model: Model, feeds: Sequence[Feed], target: Target = ONNXRUNTIME_CPU
+) -> tuple[list[Proposal], Context]:
     """What ``method`` proposes; it must only read."""
     statistics = observe(model, feeds, method.observes, 0)
-    context = Context(ONNXRUNTIME_CPU, statistics=statistics, feeds=feeds, shapes=statistics.shapes)
+    context = Context(target, statistics=statistics, feeds=feeds, shapes=statistics.shapes)
     before = digest(model)
     found = list(method.propose(model, context))
     assert digest(model) == before, f"{method.name} changes the model that it looks at"
@@ -128,11 +167,18 @@ def test_announced_bytes_are_saved_bytes(name: str, model_name: str) -> None:
     assert abs(announced - saved) <= max(0.15 * abs(saved), 600 * len(chosen))
 
 
-@pytest.mark.parametrize("model_name", MODELS)
-@pytest.mark.parametrize("name", PASSES)
-def test_rows_name_layers_and_come_with_the_asked_setting_first(name: str, model_name: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "model_name"),
+    [
+        *(pytest.param(PASSES[n](), m, id=f"{n}-{m}") for n in PASSES for m in MODELS),
+        *(pytest.param(method, m, id=f"{n}, {m}") for n, (method, m) in SETTINGS.items()),
+    ],
+)
+def test_rows_name_layers_and_come_with_the_asked_setting_first(
+    method: Any, model_name: str
+) -> None:
     model = opened(original(model_name))
-    rows, _ = proposed(PASSES[name](), model, feeds_of(model_name))
+    rows, _ = proposed(method, model, feeds_of(model_name), FINE)
     ids = {layer.id for layer in layers(model)} | {"model"}
     for row in rows:
         assert row.targets
@@ -143,3 +189,74 @@ def test_rows_name_layers_and_come_with_the_asked_setting_first(name: str, model
         by_targets.setdefault(row.targets, []).append(row.error)
     for errors in by_targets.values():
         assert max(errors) <= errors[0] * 1.001 + 1e-12, "a milder setting errs more"
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_rows_may_go_through_json(name: str) -> None:
+    method, model_name = SETTINGS[name]
+    first, second = opened(original(model_name)), opened(original(model_name))
+    rows, context = proposed(method, first, feeds_of(model_name), FINE)
+    chosen = asked_for(rows)
+    assert chosen
+    method.apply(first, chosen, context)
+    read = [replace(row, details=json.loads(json.dumps(row.details))) for row in chosen]
+    method.apply(second, read, context)
+    assert digest(first) == digest(second)
+    assert digest(first) != digest(opened(original(model_name)))
+
+
+@pytest.mark.parametrize("method", [SPLIT, Sparsify(0.7), Share()], ids=lambda m: str(m.name))
+def test_announced_bytes_of_weights_are_saved_to_two_percent(method: Any) -> None:
+    sizes = []
+    rows: list[Proposal] = []
+    for wanted in (False, True):
+        model = opened(residual_cnn())
+        context = seen(model, IMAGES, replace(CONTEXT, target=FINE))
+        rows = asked(model, context, method) if wanted else []
+        method.apply(model, rows, context)
+        proto = to_proto(model)
+        tables = sum(p.bytes_after for p in pack(proto) if p.encoding == "tables")
+        sizes.append(proto.ByteSize() - tables)
+    assert rows
+    announced = sum(row.bytes_saved for row in rows)
+    assert sizes[0] - sizes[1] == pytest.approx(announced, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("method", "tuned"),
+    [(SPLIT, 0.25), (Sparsify(), 0.25), (Share(), 4)],
+    ids=lambda m: str(getattr(m, "name", "")),
+)
+def test_a_layer_left_out_or_tuned_is_treated_so(method: Any, tuned: float) -> None:
+    context = Context(FINE, exclude=("m1",), overrides=(("g2", {method.name: tuned}),))
+    usual = {row.targets[0]: row.setting for row in asked(opened(mlp()), Context(FINE), method)}
+    found = {row.targets[0]: row.setting for row in asked(opened(mlp()), context, method)}
+    assert {"m1", "g2"} <= usual.keys()
+    assert found == {k: v for k, v in usual.items() if k != "m1"} | {"g2": tuned}
+    assert usual["g2"] != tuned
+
+
+HOLED = np.where(normal(0, 32, 32) > 2, np.nan, 1).astype(np.float32)
+OBSTACLES: dict[str, tuple[str, dict[str, Any]]] = {
+    "the weight is shared with another node": (
+        "a = MatMul(x, w) y = MatMul(a, w)",
+        {"w": normal(1, 32, 32)},
+    ),
+    "the weight is stored behind a scale": (
+        "d = DequantizeLinear(w, s) y = MatMul(x, d)",
+        {"w": normal(1, 32, 32, scale=50).astype(np.int8), "s": np.float32(0.1)},
+    ),
+    "the weight holds values that are not finite": ("y = MatMul(x, w)", {"w": HOLED}),
+}
+
+
+@pytest.mark.parametrize("reason", OBSTACLES)
+@pytest.mark.parametrize("method", [SPLIT, Sparsify(), Share()], ids=lambda m: str(m.name))
+def test_a_weight_that_cannot_be_replaced_is_refused(method: Any, reason: str) -> None:
+    body, constants = OBSTACLES[reason]
+    text = f"""<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 32] x) => (float[N, 32] y) {{ {body} }}"""
+    model = opened(model_of(text, constants))
+    products = [node.outputs[0].name for node in model.graph.nodes if node.op == "MatMul"]
+    assert refusals_of(model, CONTEXT, method) == dict.fromkeys(products, reason)
+    assert not asked(model, CONTEXT, method)

@@ -6,59 +6,27 @@ functions without end. Unknown operators and domains are nobody's business but t
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from math import prod
 from typing import Any, Final, Literal
 
-import numpy as np
 import onnx
 from google.protobuf.descriptor import FieldDescriptor
-from onnx import AttributeProto, TensorProto, defs, numpy_helper
+from onnx import AttributeProto, TensorProto, defs
 
 from onnxslim_tk.errors import ModelError
+from onnxslim_tk.graph.check_tensor import check_sparse, check_tensor, quoted
 from onnxslim_tk.graph.shadows import proto_bodies
 
 _STANDARD: Final = ("", "ai.onnx")
-_NAMED: Final = 60
-_MOST_AXES: Final = 32
-_MOST_BYTES: Final = 1 << 62
 _MOST_CALLS: Final = 1 << 20
 _TYPED_ATTRIBUTES: Final = 2
 
-_BITS_BY_NAME: Final = {
-    **dict.fromkeys(("FLOAT", "INT32", "UINT32"), 32),
-    **dict.fromkeys(("DOUBLE", "INT64", "UINT64", "COMPLEX64"), 64),
-    **dict.fromkeys(("FLOAT16", "BFLOAT16", "INT16", "UINT16"), 16),
-    **dict.fromkeys(("INT8", "UINT8", "BOOL", "FLOAT8E4M3FN", "FLOAT8E4M3FNUZ"), 8),
-    **dict.fromkeys(("FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E8M0"), 8),
-    **dict.fromkeys(("INT4", "UINT4", "FLOAT4E2M1"), 4),
-    **dict.fromkeys(("INT2", "UINT2"), 2),
-    "COMPLEX128": 128,
-    "STRING": 8,
-}
 _DECLARED: Final = frozenset(TensorProto.DataType.values())
-_TYPES: Final = _DECLARED - {TensorProto.UNDEFINED}
-# Older versions of onnx don't know the newest types, and newer ones know others.
-_BITS: Final = {
-    getattr(TensorProto, name): bits
-    for name, bits in _BITS_BY_NAME.items()
-    if hasattr(TensorProto, name)
-}
 _HOLDERS: Final[dict[int, Literal["t", "g", "sparse_tensor"]]] = {
     AttributeProto.TENSOR: "t",
     AttributeProto.GRAPH: "g",
     AttributeProto.SPARSE_TENSOR: "sparse_tensor",
-}
-_FIELDS: Final[dict[int, tuple[str, int]]] = {
-    TensorProto.FLOAT: ("float_data", 1),
-    TensorProto.COMPLEX64: ("float_data", 2),
-    TensorProto.DOUBLE: ("double_data", 1),
-    TensorProto.COMPLEX128: ("double_data", 2),
-    TensorProto.INT64: ("int64_data", 1),
-    TensorProto.UINT32: ("uint64_data", 1),
-    TensorProto.UINT64: ("uint64_data", 1),
-    TensorProto.STRING: ("string_data", 1),
 }
 
 
@@ -79,7 +47,7 @@ def check(proto: onnx.ModelProto) -> None:
         typed = value.name in weights or value.type.WhichOneof("value") is not None
         if not (value.name and typed):
             raise ModelError(
-                f"model: its inputs must have names and types, {_short(value.name)} has not"
+                f"model: its inputs must have names and types, {quoted(value.name)} has not"
             )
     versions = [entry.version for entry in proto.opset_import if entry.domain in _STANDARD]
     _check_graph(proto.graph, (), max(versions, default=0), proto.ir_version >= _TYPED_ATTRIBUTES)
@@ -99,11 +67,6 @@ def drop_repeated_weights(proto: onnx.ModelProto) -> None:
         graphs.extend(body for node in graph.node for _, body in proto_bodies(node))
 
 
-def _short(name: str) -> str:
-    """A vendor's name in a message: quoted, and no longer than a line bears."""
-    return repr(name if len(name) <= _NAMED else f"{name[: _NAMED - 3]}...")
-
-
 def _check_messages(root: Any) -> None:
     """Go through every message: all text must be UTF-8, and tensors whole."""
     waiting = [root]
@@ -111,9 +74,9 @@ def _check_messages(root: Any) -> None:
         message = waiting.pop()
         kind = message.DESCRIPTOR.name
         if kind == "TensorProto":
-            _check_tensor(message)
+            check_tensor(message)
         elif kind == "SparseTensorProto":
-            _check_sparse(message)
+            check_sparse(message)
         elif kind in ("Tensor", "SparseTensor") and message.elem_type not in _DECLARED:
             raise ModelError(
                 f"model: a tensor is declared of the element type {message.elem_type}, which ONNX "
@@ -128,65 +91,8 @@ def _check_messages(root: Any) -> None:
                     if not isinstance(text, str):
                         raise ModelError(
                             f"model: all text must be UTF-8, a {field.name} of a {kind} is "
-                            f"{_short(text.decode(errors='replace'))}"
+                            f"{quoted(text.decode(errors='replace'))}"
                         )
-
-
-def _check_tensor(tensor: TensorProto) -> None:
-    who = f"model: tensor {_short(tensor.name) if isinstance(tensor.name, str) else ''}"
-    if tensor.data_type not in _TYPES:
-        raise ModelError(f"{who} has the element type {tensor.data_type}, which ONNX doesn't know")
-    bits = _BITS.get(tensor.data_type, 8)
-    size = _elements(tensor.dims, bits, who)
-    if tensor.HasField("segment"):
-        raise ModelError(f"{who} is stored in segments, which no reader supports")
-    if tensor.data_location == TensorProto.EXTERNAL or tensor.data_type not in _BITS:
-        return
-    if tensor.HasField("raw_data") and tensor.data_type != TensorProto.STRING:
-        got, needed, unit = len(tensor.raw_data), -(-size * bits // 8), "bytes"
-    else:
-        field, each = _FIELDS.get(tensor.data_type, ("int32_data", 1))
-        packed = 8 // bits if bits < 8 else 1
-        got, needed, unit = len(getattr(tensor, field)), -(-size * each // packed), "values"
-    if got != needed:
-        raise ModelError(
-            f"{who} of the dimensions {_dims(tensor.dims)} needs {needed} {unit}, it holds {got}"
-        )
-
-
-def _elements(dims: Sequence[int], bits: int, who: str) -> int:
-    """Number of elements of a shape that a computer can have."""
-    if any(size < 0 for size in dims):
-        raise ModelError(f"{who} must have dimensions from 0 up, got {_dims(dims)}")
-    if len(dims) > _MOST_AXES:
-        raise ModelError(f"{who} must have at most {_MOST_AXES} dimensions, got {len(dims)}")
-    # An empty tensor of huge dimensions overflows just the same.
-    if prod(max(size, 1) for size in dims) * bits > _MOST_BYTES:
-        raise ModelError(f"{who} must fit in memory, its dimensions are {_dims(dims)}")
-    return prod(dims)
-
-
-def _dims(dims: Sequence[int]) -> str:
-    return "(" + ", ".join(map(str, dims[:8])) + (", ...)" if len(dims) > 8 else ")")
-
-
-def _check_sparse(sparse: onnx.SparseTensorProto) -> None:
-    # The values and the indices are tensors, and the one may come here before the others.
-    for tensor in (sparse.values, sparse.indices):
-        _check_tensor(tensor)
-    who = f"model: sparse tensor {_short(sparse.values.name)}"
-    size = _elements(sparse.dims, _BITS.get(sparse.values.data_type, 8), who)
-    count, shape = prod(sparse.values.dims), list(sparse.indices.dims)
-    if sparse.indices.data_type != TensorProto.INT64 or len(sparse.values.dims) != 1:
-        raise ModelError(f"{who} must have a list of values and int64 indices")
-    if sparse.indices.data_location == TensorProto.EXTERNAL:
-        return
-    indices = numpy_helper.to_array(sparse.indices)
-    limits: Any = size if shape == [count] else np.array(sparse.dims, np.int64)
-    if shape not in ([count], [count, len(sparse.dims)]):
-        raise ModelError(f"{who} of {count} values has indices of the shape {_dims(shape)}")
-    if indices.size and not ((indices >= 0) & (indices < limits)).all():
-        raise ModelError(f"{who} has indices outside its dimensions {_dims(sparse.dims)}")
 
 
 def _check_functions(proto: onnx.ModelProto) -> None:
@@ -199,7 +105,7 @@ def _check_functions(proto: onnx.ModelProto) -> None:
             key = stack[-1]
             inner = [other for other in calls[key] if other in calls]
             if any(other in stack for other in inner):
-                raise ModelError(f"model: the local function {_short(key[1])} calls itself")
+                raise ModelError(f"model: the local function {quoted(key[1])} calls itself")
             missing = [other for other in inner if other not in sizes]
             if missing and key not in sizes:
                 stack.append(missing[0])
@@ -227,31 +133,31 @@ def _check_graph(
     made: set[str] = set()
     for value in graph.input:
         if value.name in made:
-            raise ModelError(f"model: two inputs of a graph bear the name {_short(value.name)}")
+            raise ModelError(f"model: two inputs of a graph bear the name {quoted(value.name)}")
         made.add(value.name)
     made.update(tensor.name for tensor in graph.initializer)
     made.update(sparse.values.name for sparse in graph.sparse_initializer)
     for node in graph.node:
         for name in node.output:
             if name and name in made:
-                raise ModelError(f"model: {_short(name)} is made twice")
+                raise ModelError(f"model: {quoted(name)} is made twice")
             made.add(name)
         _check_node(node, version, typed)
     visible = (*outer, made)
     for node in graph.node:
         for name in node.input:
             if name and not any(name in names for names in visible):
-                raise ModelError(f"model: {_who(node)} reads {_short(name)}, which nothing makes")
+                raise ModelError(f"model: {_who(node)} reads {quoted(name)}, which nothing makes")
         for _, body in proto_bodies(node):
             _check_graph(body, visible, version, typed)
     for value in graph.output:
         if not value.name or not any(value.name in names for names in visible):
-            raise ModelError(f"model: nothing makes the output {_short(value.name)}")
+            raise ModelError(f"model: nothing makes the output {quoted(value.name)}")
 
 
 def _who(node: onnx.NodeProto) -> str:
     name = next((name for name in node.output if name), node.name)
-    return f"the {_short(node.op_type)[1:-1] or 'node'} that makes {_short(name)}"
+    return f"the {quoted(node.op_type)[1:-1] or 'node'} that makes {quoted(name)}"
 
 
 def _check_node(node: onnx.NodeProto, version: int, typed: bool) -> None:
@@ -264,7 +170,7 @@ def _check_node(node: onnx.NodeProto, version: int, typed: bool) -> None:
     for attribute in node.attribute:
         field = _HOLDERS.get(attribute.type)
         if field is not None and not attribute.HasField(field):
-            raise ModelError(f"model: {_who(node)} has no value for {_short(attribute.name)}")
+            raise ModelError(f"model: {_who(node)} has no value for {quoted(attribute.name)}")
     found = _schema(node.op_type, version) if node.domain in _STANDARD else None
     if found is None:
         return

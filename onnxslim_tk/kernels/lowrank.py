@@ -43,21 +43,6 @@ def factorize(
     return (white @ kept) / share, right * share[:, None]
 
 
-def tail_errors(
-    matrix: NDArray[Any], covariance: NDArray[Any] | None = None, damping: float = 1e-3
-) -> Floats:
-    """Relative squared error of ``factorize`` for every rank: ``(min(n, m) + 1,)``.
-
-    Entry r is ``tr(dW C dW^T) / tr(W C W^T)`` under the damped covariance with r columns kept;
-    it falls from 1 to 0. A matrix of zeros has no error at any rank.
-    """
-    weights = np.asarray(matrix, np.float64)
-    root = _root(covariance, damping)
-    energies = np.linalg.eigvalsh(_gram(weights if root is None else weights @ root))
-    tails = np.concatenate(([0.0], np.cumsum(np.maximum(energies, 0.0))))[::-1]
-    return tails / tails[0] if tails[0] > 0 else np.zeros_like(tails)
-
-
 def _root(covariance: NDArray[Any] | None, damping: float) -> Floats | None:
     if covariance is None:
         return None

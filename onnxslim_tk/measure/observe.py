@@ -14,6 +14,7 @@ from onnxslim_tk.graph.model import Model, to_parts
 from onnxslim_tk.graph.weights import Stored
 from onnxslim_tk.kernels.ranges import Histogram
 from onnxslim_tk.measure.foreign import behind_foreign, prune
+from onnxslim_tk.measure.rows import input_rows, row_width
 from onnxslim_tk.measure.runtime import Feed, Session
 
 Array = NDArray[Any]
@@ -223,7 +224,7 @@ class _Rows:
     def __init__(self, layer: Layer, covariance: bool, feeds: int, seed: int) -> None:
         self.layer = layer
         self.covariance = covariance
-        self.width = _columns(layer)
+        self.width = row_width(layer)
         cap = min(max(_ROWS_PER_COLUMN * self.width, _FEWEST_ROWS), _MOST_ROWS)
         self.cap = max(4, -(-cap // feeds))
         self.rng = np.random.default_rng(seed)
@@ -264,74 +265,3 @@ class _Rows:
             cross = np.einsum("gi,gj->gij", shift, mean - shift / 2)
             second = self.second / self.count + cross + cross.transpose(0, 2, 1)
         return Moments(self.count, mean, second)
-
-
-def _columns(layer: Layer) -> int:
-    shape = layer.shape
-    if layer.kind == "Conv":
-        return prod(shape[1:])
-    if layer.kind == "ConvTranspose":
-        return shape[0] // layer.groups
-    if layer.is_recurrent:
-        return shape[2]
-    return shape[1] if layer.transposed else shape[0]
-
-
-def input_rows(layer: Layer, values: Array, most: int, rng: np.random.Generator) -> Array:
-    """Rows of a layer's input as its matrix meets them, ``(groups, rows, inputs)``, float32.
-
-    At most ``most`` rows, drawn without repetition.
-    """
-    if layer.kind == "Conv":
-        return _patches(layer, values, most, rng)
-    if layer.kind == "ConvTranspose":
-        channels = np.moveaxis(values, 1, -1).reshape(-1, values.shape[1])
-        picked = channels[_pick(len(channels), most, rng)]
-        split = picked.reshape(len(picked), layer.groups, -1)
-        return np.ascontiguousarray(split.transpose(1, 0, 2))
-    flat = values.reshape(-1, values.shape[-1])
-    rows = flat[_pick(len(flat), most, rng)]
-    # All directions of a recurrent layer read the same rows.
-    return np.broadcast_to(rows, (layer.groups, *rows.shape))
-
-
-def _pick(count: int, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    return np.arange(count) if count <= most else np.sort(rng.choice(count, most, replace=False))
-
-
-def _edges(
-    attrs: Mapping[str, Any], sizes: Sequence[int], spans: Sequence[int], strides: Sequence[int]
-) -> list[tuple[int, int]]:
-    """Padding before and behind each axis, also where the operator finds it by itself."""
-    dims = len(sizes)
-    auto = attrs.get("auto_pad", "NOTSET")
-    if auto.startswith("SAME"):
-        # As many places as strides fit in; an odd rest goes behind, or before with SAME_LOWER.
-        wanted = [-(-n // step) * step - step for n, step in zip(sizes, strides, strict=True)]
-        totals = [max(0, w + span - n) for w, span, n in zip(wanted, spans, sizes, strict=True)]
-        halves = [(total // 2, total - total // 2) for total in totals]
-        return halves if auto == "SAME_UPPER" else [(b, a) for a, b in halves]
-    pads = attrs.get("pads", [0] * 2 * dims)
-    return [(pads[i], pads[dims + i]) for i in range(dims)]
-
-
-def _patches(layer: Layer, values: Array, most: int, rng: np.random.Generator) -> Array:
-    kernel = layer.shape[2:]
-    dims = len(kernel)
-    attrs = layer.node.attrs
-    strides = attrs.get("strides", [1] * dims)
-    dilations = attrs.get("dilations", [1] * dims)
-    spans = [(kernel[i] - 1) * dilations[i] + 1 for i in range(dims)]
-    padded = np.pad(values, [(0, 0), (0, 0), *_edges(attrs, values.shape[2:], spans, strides)])
-    places = [(padded.shape[2 + i] - spans[i]) // strides[i] + 1 for i in range(dims)]
-    batch = len(values)
-    picked = _pick(batch * prod(places), most, rng)
-    positions = np.unravel_index(picked, (batch, *places))
-    offsets = np.meshgrid(
-        *(np.arange(kernel[i]) * dilations[i] for i in range(dims)), indexing="ij"
-    )
-    index = [positions[1 + i][:, None] * strides[i] + offsets[i].ravel()[None] for i in range(dims)]
-    # Advanced indices around the channel slice put it last: (rows, kernel, channels).
-    taken = padded[(positions[0][:, None], slice(None), *index)]
-    rows = taken.transpose(0, 2, 1).reshape(len(picked), layer.groups, -1)
-    return np.ascontiguousarray(rows.transpose(1, 0, 2))

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from onnxslim_tk.errors import RecipeError, SessionError
 from onnxslim_tk.graph.model import Model
-from onnxslim_tk.graph.scaling import ScaleGroup, scale_groups
+from onnxslim_tk.graph.scale_flow import ScaleGroup
+from onnxslim_tk.graph.scaling import scale_groups
 from onnxslim_tk.measure.observe import observe
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal, matches
 from onnxslim_tk.recover.equalization import group_factors, integer_error, write_factors

@@ -13,6 +13,7 @@ from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
+from onnxslim_tk.plan.readers import chosen_layers
 from onnxslim_tk.recover.bias import moments_of, shift_bytes, shift_means
 from onnxslim_tk.recover.factors import (
     Factors,
@@ -75,12 +76,9 @@ class Factorize:
 
     def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
         """Split the chosen layers to the kind and rank in their rows' details."""
-        rows = {row.targets[0]: row for row in chosen}
         outputs = output_names(model)
-        for layer in list(layers(model)):
-            if layer.id not in rows:
-                continue
-            details = rows[layer.id].details
+        for layer, row in chosen_layers(model, chosen):
+            details = row.details
             covariance = _covariance(layer, context)
             before = layer.matrix()
             factors = split(layer, details["kind"], int(details["rank"]), covariance)

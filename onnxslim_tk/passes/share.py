@@ -13,6 +13,7 @@ from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
+from onnxslim_tk.plan.readers import chosen_layers
 from onnxslim_tk.recover.bias import moments_of, shift_bytes, shift_means
 from onnxslim_tk.recover.codebook import INT8, Codebook, CodebookFit, is_pruned
 
@@ -65,13 +66,10 @@ class Share:
 
     def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
         """Give the chosen layers values of the codebooks in their rows' details."""
-        rows = {row.targets[0]: row for row in chosen}
         outputs = output_names(model)
-        for layer in list(layers(model)):
-            if layer.id not in rows:
-                continue
+        for layer, row in chosen_layers(model, chosen):
             tuned = context.tuned(self, layer.names) or self
-            book = _book(rows[layer.id].details)
+            book = _book(row.details)
             fit = _fit(layer, context)
             values, scales = fit.round(book, tuned.feedback)
             after = fit.rebuilt(values, scales)

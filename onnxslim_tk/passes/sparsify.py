@@ -15,6 +15,7 @@ from onnxslim_tk.kernels.grouped import grouped_error, grouped_masked_refit
 from onnxslim_tk.kernels.sparsity import magnitude_mask, magnitude_threshold
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
+from onnxslim_tk.plan.readers import chosen_layers
 from onnxslim_tk.recover.bias import moments_of, shift_bytes, shift_means
 
 Floats = NDArray[np.float64]
@@ -68,14 +69,11 @@ class Sparsify:
 
     def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
         """Prune the chosen layers to the share of zeros in their rows' details."""
-        rows = {row.targets[0]: row for row in chosen}
         outputs = output_names(model)
-        for layer in list(layers(model)):
-            if layer.id not in rows:
-                continue
+        for layer, row in chosen_layers(model, chosen):
             tuned = context.tuned(self, layer.names) or self
             before = layer.matrix()
-            mask = magnitude_mask(before, float(rows[layer.id].details["sparsity"]))
+            mask = magnitude_mask(before, float(row.details["sparsity"]))
             moments = moments_of(layer, context.statistics)
             if tuned.recover and moments is not None and moments.second is not None:
                 after = grouped_masked_refit(before, mask, moments.second)

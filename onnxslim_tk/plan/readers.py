@@ -1,4 +1,4 @@
-"""Rows for weights that several layers read: one decision for all of them."""
+"""Rows and the layers that they are for: one decision for all layers that read a weight."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -27,3 +27,9 @@ def offered(
         for layer, found in zip(sharers, settings, strict=True):
             if found is not None:
                 yield Refusal(layer.id, method.name, reason)  # type: ignore[attr-defined]
+
+
+def chosen_layers(model: Model, chosen: Sequence[Proposal]) -> list[tuple[Layer, Proposal]]:
+    """The layers that rows were chosen for, each with its row, as the model is now."""
+    rows = {target: row for row in chosen for target in row.targets}
+    return [(layer, rows[layer.id]) for layer in layers(model) if layer.id in rows]

@@ -9,7 +9,8 @@ from onnxslim_tk.graph.edit import add_node, constant, output_names
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.graph.regions import find_regions
-from onnxslim_tk.graph.scaling import ScaleGroup, rescaled
+from onnxslim_tk.graph.scale_flow import ScaleGroup
+from onnxslim_tk.graph.scaling import rescaled
 from onnxslim_tk.kernels.equalization import best_factors
 from onnxslim_tk.kernels.rounding import symmetric_scales, to_grid
 from onnxslim_tk.measure.observe import Channels, observe

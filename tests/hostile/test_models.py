@@ -1,6 +1,5 @@
 """Files that no reader should trust: one sentence, nothing written, little time and memory."""
 
-import os
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +35,7 @@ from .models import (
     with_node,
     with_weight,
 )
+from .places import place_of
 
 OTHER = helper.make_node("Relu", ["x"], ["a"])
 X = {"x": np.ones(2, np.float32)}
@@ -333,15 +333,7 @@ def test_a_graph_of_many_nodes_is_read_in_passing(name: str, place: tuple[Path, 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device", "nothing", "long"])
 def test_what_is_no_file_is_refused_at_once(kind: str, tmp_path: Path) -> None:
-    source = tmp_path / "in.onnx"
-    if kind == "folder":
-        source.mkdir()
-    elif kind == "pipe":
-        os.mkfifo(source)
-    elif kind == "device":
-        source = Path("/dev/zero")
-    elif kind == "long":
-        source = tmp_path / ("n" * 5000)
+    source = place_of(kind, tmp_path / "in.onnx")
     for message in refusals(source, tmp_path / "out.onnx"):
         assert message.startswith("model: ")
 

@@ -1,8 +1,6 @@
 """Recipes and plans that mean harm: read as plain data, within bounds, or refused."""
 
-import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,9 @@ from onnxslim_tk.pipeline import apply, plan
 from onnxslim_tk.plan.plan import plan_data, read_plan
 from onnxslim_tk.plan.recipe import PRESETS, parse_recipe, read_recipe
 
+from .answers import a_sentence_at_most
 from .models import plain
+from .places import place_of
 
 LAUGHS = "\n".join(
     ["a0: &a0 [lol, lol]"] + [f"a{k + 1}: &a{k + 1} [*a{k}, *a{k}]" for k in range(40)]
@@ -75,26 +75,13 @@ def test_a_recipe_that_means_harm_is_refused_in_one_sentence(name: str) -> None:
 def test_no_damage_to_a_recipe_is_a_traceback(
     text: str, place: int, length: int, inserted: str
 ) -> None:
-    with contextlib.suppress(RecipeError):
+    with a_sentence_at_most(RecipeError):
         parse_recipe(text[:place] + inserted + text[place + length :], "mine.yaml", PASSES)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "long", "large", "no text"])
 def test_what_is_no_recipe_or_plan_is_refused_at_once(kind: str, tmp_path: Path) -> None:
-    place = tmp_path / "mine.yaml"
-    if kind == "pipe":
-        os.mkfifo(place)
-    elif kind == "device":
-        place = Path("/dev/zero")
-    elif kind == "folder":
-        place.mkdir()
-    elif kind == "long":
-        place = tmp_path / ("n" * 5000)
-    elif kind == "large":
-        place.touch()
-        os.truncate(place, 1 << 30)
-    else:
-        place.write_bytes(b"\xff\xfe\x00")
+    place = place_of(kind, tmp_path / "mine.yaml")
     with pytest.raises(RecipeError, match="neither a preset"):
         read_recipe(str(place), PASSES)
     with pytest.raises(RecipeError, match="not a readable JSON file"):
@@ -199,5 +186,5 @@ def test_no_damage_to_a_plan_is_a_traceback(
     (tmp_path / "plan.json").write_text(
         text[:place] + inserted + text[place + length :], encoding="utf-8"
     )
-    with contextlib.suppress(RecipeError):
+    with a_sentence_at_most(RecipeError):
         read_plan(tmp_path / "plan.json", PASSES)

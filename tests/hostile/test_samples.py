@@ -1,7 +1,6 @@
 """Samples that mean harm: refused in one sentence, before they take memory."""
 
 import io
-import os
 import struct
 import zipfile
 import zlib
@@ -17,6 +16,8 @@ from PIL import Image
 from onnxslim_tk.errors import CalibrationError
 from onnxslim_tk.measure.runtime import TensorInfo
 from onnxslim_tk.measure.samples import ImageOptions, random_feed, read_samples
+
+from .places import place_of
 
 INPUTS = (TensorInfo("x", np.dtype(np.float32), (None, 3)),)
 PICTURES = (TensorInfo("x", np.dtype(np.float32), (None, 3, None, None)),)
@@ -171,19 +172,9 @@ def test_a_line_of_a_picture_does_not_grow_with_the_side_it_is_brought_to(tmp_pa
         read_samples(tmp_path, inputs, ImageOptions())
 
 
-@pytest.mark.parametrize("kind", ["empty", "pipe", "device", "long", "broken"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "long", "broken link"])
 def test_what_holds_no_samples_is_refused_at_once(kind: str, tmp_path: Path) -> None:
-    place = tmp_path / "samples.npz"
-    if kind == "empty":
-        place.mkdir()
-    elif kind == "pipe":
-        os.mkfifo(place)
-    elif kind == "device":
-        place = Path("/dev/zero")
-    elif kind == "long":
-        place = tmp_path / ("n" * 5000)
-    else:
-        place.symlink_to(tmp_path / "nowhere.npz")
+    place = place_of(kind, tmp_path / "samples.npz")
     with pytest.raises(CalibrationError, match=r"^samples: "):
         read_samples(place, INPUTS)
 

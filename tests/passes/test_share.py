@@ -1,5 +1,3 @@
-import json
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,26 +6,21 @@ import pytest
 
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.layers import Layer, layers
-from onnxslim_tk.graph.model import Model, to_proto
-from onnxslim_tk.measure.observe import observe
-from onnxslim_tk.packing import pack
+from onnxslim_tk.graph.model import Model
 from onnxslim_tk.passes.share import Share
-from onnxslim_tk.plan.proposal import Context, Proposal, Refusal
+from onnxslim_tk.plan.proposal import Context
 from tests.models import (
     CONTEXT,
     Array,
-    digest,
     mlp,
     model_of,
     normal,
     opened,
     outputs_of,
-    residual_cnn,
 )
+from tests.rows import TOKENS, asked, refusals_of, rows_of, seen
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
-TOKENS = {"x": (normal(1, 400, 8) @ normal(2, 8, 32) + 0.1 * normal(3, 400, 32)).astype("float32")}
-IMAGES = {"x": normal(90, 6, 3, 16, 16)}
 CALLS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
     "conv": ("Conv<pads=[1, 1, 1, 1]>(x, w)", (6, 8, 7, 7), (16, 8, 3, 3)),
     "grouped": ("Conv<group=2>(x, w)", (6, 32, 7, 7), (16, 16, 3, 3)),
@@ -50,34 +43,22 @@ def model_with(name: str, seed: int = 4) -> tuple[Model, dict[str, Array]]:
     return opened(model_of(text, {"w": normal(seed + 2, *weight)})), {"x": mixed}
 
 
-def context_of(model: Model, feed: dict[str, Array]) -> Context:
-    seen = observe(model, [feed], frozenset({"mean", "covariance"}), 0)
-    return replace(CONTEXT, statistics=seen, shapes=seen.shapes)
-
-
-def asked(model: Model, method: Share, context: Context) -> list[Proposal]:
-    rows = [row for row in method.propose(model, context) if isinstance(row, Proposal)]
-    first = {row.targets: row for row in reversed(rows)}
-    return [row for row in rows if first[row.targets] is row]
-
-
 def shared(model: Model, method: Share, context: Context) -> list[Layer]:
     """The layers that the method changed."""
-    rows = asked(model, method, context)
+    rows = asked(model, context, method)
     method.apply(model, rows, context)
     ids = {row.targets[0] for row in rows}
     return [layer for layer in layers(model) if layer.id in ids]
 
 
 def reasons(proto: onnx.ModelProto, method: Share | None = None) -> dict[str, str]:
-    rows = (method or Share()).propose(opened(proto), CONTEXT)
-    return {row.target: row.reason for row in rows if isinstance(row, Refusal)}
+    return refusals_of(opened(proto), CONTEXT, method or Share())
 
 
 def noise_of(name: str, method: Share, samples: bool = True) -> float:
     model, feed = model_with(name)
     reference = outputs_of(model, feed)["y"]
-    assert shared(model, method, context_of(model, feed) if samples else CONTEXT)
+    assert shared(model, method, seen(model, feed) if samples else CONTEXT)
     change = outputs_of(model, feed)["y"] - reference
     return float(np.square(change).sum() / np.square(reference).sum())
 
@@ -87,7 +68,7 @@ def noise_of(name: str, method: Share, samples: bool = True) -> float:
 @pytest.mark.parametrize("scaled", [False, True])
 def test_a_weight_has_no_more_values_than_promised(name: str, clusters: int, scaled: bool) -> None:
     model, feed = model_with(name)
-    (layer,) = shared(model, Share(clusters, scaled=scaled), context_of(model, feed))
+    (layer,) = shared(model, Share(clusters, scaled=scaled), seen(model, feed))
     assert 1 < len(np.unique(layer.stored.values)) <= clusters
     outputs_of(model, feed)
 
@@ -95,7 +76,7 @@ def test_a_weight_has_no_more_values_than_promised(name: str, clusters: int, sca
 @pytest.mark.parametrize("name", CALLS)
 def test_a_scaled_weight_is_int8_and_its_scale_is_seen(name: str) -> None:
     model, feed = model_with(name)
-    (layer,) = shared(model, Share(), context_of(model, feed))
+    (layer,) = shared(model, Share(), seen(model, feed))
     assert layer.scale is not None
     assert layer.stored.dtype == np.int8
     assert layer.scale.size == layer.shape[layer.channel_axis]
@@ -118,7 +99,7 @@ def test_a_scale_for_each_channel_beats_floats(name: str) -> None:
 @pytest.mark.parametrize("feedback", [False, True])
 def test_the_error_foretold_is_the_error_of_the_layer(name: str, feedback: bool) -> None:
     model, feed = model_with(name)
-    row = asked(model, Share(8, feedback=feedback), context_of(model, feed))[0]
+    row = asked(model, seen(model, feed), Share(8, feedback=feedback))[0]
     assert noise_of(name, Share(8, feedback=feedback)) == pytest.approx(row.error, rel=0.35)
 
 
@@ -127,7 +108,7 @@ def test_the_error_foretold_is_the_error_of_the_layer(name: str, feedback: bool)
 def test_vectors_of_consecutive_values_are_shared(name: str, scaled: bool) -> None:
     model, feed = model_with(name)
     method = Share(32, dimensions=2, scaled=scaled)
-    (layer,) = shared(model, method, context_of(model, feed))
+    (layer,) = shared(model, method, seen(model, feed))
     vectors = np.unique(np.asarray(layer.stored.values).reshape(-1, 2), axis=0)
     assert 16 < len(vectors) <= 32
     assert np.isfinite(outputs_of(model, feed)["y"]).all()
@@ -145,7 +126,7 @@ def test_pruned_zeros_stay_zeros(scaled: bool, samples: bool) -> None:
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     model = opened(proto)
     before = {layer.id: layer.weight == 0 for layer in layers(model)}
-    context = context_of(model, TOKENS) if samples else CONTEXT
+    context = seen(model, TOKENS) if samples else CONTEXT
     found = shared(model, Share(scaled=scaled), context)
     assert len(found) == 2
     for layer in found:
@@ -160,7 +141,7 @@ def test_a_silent_channel_stays_silent() -> None:
     weight[:, 7] = 0
     for method in (Share(), Share(256)):
         model = opened(model_of(text, {"w": weight}))
-        (layer,) = shared(model, method, context_of(model, TOKENS))
+        (layer,) = shared(model, method, seen(model, TOKENS))
         assert layer.scale is not None
         assert np.all(layer.scale > 0)
         assert not layer.weight[:, 7].any()
@@ -181,15 +162,13 @@ def test_an_embedding_has_a_scale_for_each_row() -> None:
 def test_the_largest_codebook_is_plain_int8() -> None:
     assert noise_of("conv", Share(256)) < 1e-4
     model, feed = model_with("conv")
-    row = asked(model, Share(256), context_of(model, feed))[0]
+    row = asked(model, seen(model, feed), Share(256))[0]
     assert row.details == {"entries": [], "unit": 0.0}
 
 
 def test_finer_rows_follow_with_less_error_and_less_saved() -> None:
     model = opened(mlp())
-    rows = [
-        r for r in Share(3).propose(model, context_of(model, TOKENS)) if isinstance(r, Proposal)
-    ]
+    rows = rows_of(model, seen(model, TOKENS), Share(3))
     mine = [row for row in rows if row.targets == rows[0].targets]
     assert [row.setting for row in mine] == [3, 4, 16, 256]
     errors, saved = [r.error for r in mine], [r.bytes_saved for r in mine]
@@ -200,48 +179,8 @@ def test_finer_rows_follow_with_less_error_and_less_saved() -> None:
 def test_shorter_vectors_follow_longer_ones() -> None:
     text = f"{HEAD} g (float[N, 128] x) => (float[N, 256] y) {{ y = MatMul(x, w) }}"
     model = opened(model_of(text, {"w": normal(1, 128, 256)}))
-    rows = list(Share(64, dimensions=4).propose(model, CONTEXT))
-    settings = [row.setting for row in rows if isinstance(row, Proposal)]
+    settings = [row.setting for row in rows_of(model, CONTEXT, Share(64, dimensions=4))]
     assert settings == ["64x4", "256x4", "256x2", 16, 256]
-
-
-def test_announced_bytes_are_saved_bytes() -> None:
-    sizes = []
-    rows: list[Proposal] = []
-    for method in (None, Share()):
-        model = opened(residual_cnn())
-        context = context_of(model, IMAGES)
-        rows = [] if method is None else asked(model, method, context)
-        Share().apply(model, rows, context)
-        proto = to_proto(model)
-        tables = sum(p.bytes_after for p in pack(proto) if p.encoding == "tables")
-        sizes.append(proto.ByteSize() - tables)
-    announced = sum(row.bytes_saved for row in rows)
-    assert sizes[0] - sizes[1] == pytest.approx(announced, rel=0.02)
-
-
-def test_a_plan_may_go_through_json() -> None:
-    context = context_of(opened(mlp()), TOKENS)
-    for method in (Share(), Share(scaled=False), Share(16, dimensions=2), Share(256)):
-        first, second = opened(mlp()), opened(mlp())
-        rows = asked(first, method, context)
-        method.apply(first, rows, context)
-        read = [replace(row, details=json.loads(json.dumps(row.details))) for row in rows]
-        method.apply(second, read, context)
-        assert digest(first) == digest(second)
-
-
-def test_proposing_only_reads() -> None:
-    model = opened(mlp())
-    before = digest(model)
-    assert list(Share().propose(model, context_of(model, TOKENS)))
-    assert digest(model) == before
-
-
-def test_a_layer_left_out_or_tuned_is_treated_so() -> None:
-    context = replace(CONTEXT, exclude=("m1",), overrides=(("g2", {"share": 4}),))
-    rows = asked(opened(mlp()), Share(), context)
-    assert {row.targets[0]: row.setting for row in rows} == {"g2": 4}
 
 
 @pytest.mark.parametrize(
@@ -265,30 +204,6 @@ def matmul_of(weight: Array, **constants: Array) -> onnx.ModelProto:
 
 def test_a_small_layer_is_refused() -> None:
     assert reasons(matmul_of(normal(1, 7, 73))) == {"y": "fewer than 512 weights"}
-
-
-def test_a_shared_weight_is_refused() -> None:
-    text = f"""{HEAD} g (float[N, 32] x) => (float[N, 32] y) {{
-        a = MatMul(x, w)
-        y = MatMul(a, w)
-    }}"""
-    found = reasons(model_of(text, {"w": normal(1, 32, 32)}))
-    assert found == dict.fromkeys(("a", "y"), "the weight is shared with another node")
-
-
-def test_a_weight_behind_a_scale_is_refused() -> None:
-    text = f"""{HEAD} g (float[N, 32] x) => (float[N, 32] y) {{
-        d = DequantizeLinear(w, s)
-        y = MatMul(x, d)
-    }}"""
-    constants = {"w": normal(1, 32, 32, scale=50).astype(np.int8), "s": np.float32(0.1)}
-    assert reasons(model_of(text, constants)) == {"y": "the weight is stored behind a scale"}
-
-
-def test_a_weight_that_is_not_finite_is_refused() -> None:
-    weight = normal(1, 32, 32)
-    weight[3, 4] = np.nan
-    assert reasons(matmul_of(weight)) == {"y": "the weight holds values that are not finite"}
 
 
 def test_weights_that_do_not_split_into_vectors_are_refused() -> None:
@@ -323,12 +238,12 @@ def test_what_samples_cannot_steer_gets_no_coarse_codebook() -> None:
     shapes = {"w": (64, 32), "r": (64, 16), "v": (48, 32), "u": (48, 16)}
     weights = {name: normal(k, 1, *shape) for k, (name, shape) in enumerate(shapes.items())}
     model = opened(model_of(UNSEEN, weights))
-    context = context_of(model, {"c": np.array(True), "x": normal(9, 5, 1, 32)})
+    context = seen(model, {"c": np.array(True), "x": normal(9, 5, 1, 32)})
     for given, expected in ((context, {256}), (CONTEXT, {16})):
-        rows = asked(model, Share(), given)
+        rows = asked(model, given, Share())
         assert {row.setting for row in rows} == expected
         assert len(rows) == 4
-    assert {row.setting for row in asked(model, Share(feedback=False), context)} == {16}
+    assert {row.setting for row in asked(model, context, Share(feedback=False))} == {16}
 
 
 @pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
@@ -341,8 +256,8 @@ def test_recurrent_weights_are_shared_by_row_and_direction(op: str) -> None:
     model = opened(model_of(text, weights))
     feed = {"x": normal(3, 40, 4, 32)}
     before = outputs_of(model, feed)["y"]
-    context = context_of(model, feed)
-    rows = asked(model, Share(clusters=16), context)
+    context = seen(model, feed)
+    rows = asked(model, context, Share(clusters=16))
     assert [row.targets[0] for row in rows] == ["y:W", "y:R"]
     Share(clusters=16).apply(model, rows, context)
     for layer in layers(model):

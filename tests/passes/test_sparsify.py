@@ -1,5 +1,3 @@
-import json
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,16 +6,12 @@ import pytest
 
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.layers import layers
-from onnxslim_tk.graph.model import Model, to_proto
-from onnxslim_tk.measure.observe import observe
-from onnxslim_tk.packing import pack
+from onnxslim_tk.graph.model import Model
 from onnxslim_tk.passes.sparsify import Sparsify
-from onnxslim_tk.plan.proposal import Context, Proposal, Refusal
+from onnxslim_tk.plan.proposal import Context
 from tests.models import (
     CONTEXT,
-    Array,
     depthwise_cnn,
-    digest,
     mlp,
     model_of,
     normal,
@@ -25,26 +19,13 @@ from tests.models import (
     outputs_of,
     residual_cnn,
 )
+from tests.rows import IMAGES, TOKENS, asked, refusals_of, rows_of, seen
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
-# Inputs that go together, so that some weights can stand in for others.
-TOKENS = {"x": (normal(1, 400, 8) @ normal(2, 8, 32) + 0.1 * normal(3, 400, 32)).astype("float32")}
-IMAGES = {"x": normal(90, 6, 3, 16, 16)}
-
-
-def context_of(model: Model, feed: dict[str, Array]) -> Context:
-    seen = observe(model, [feed], frozenset({"mean", "covariance"}), 0)
-    return replace(CONTEXT, statistics=seen, shapes=seen.shapes)
-
-
-def asked(model: Model, method: Sparsify, context: Context) -> list[Proposal]:
-    rows = [row for row in method.propose(model, context) if isinstance(row, Proposal)]
-    first = {row.targets: row for row in reversed(rows)}
-    return [row for row in rows if first[row.targets] is row]
 
 
 def pruned(model: Model, method: Sparsify, context: Context) -> Model:
-    method.apply(model, asked(model, method, context), context)
+    method.apply(model, asked(model, context, method), context)
     return model
 
 
@@ -53,8 +34,7 @@ def zeros(model: Model) -> dict[str, float]:
 
 
 def reasons(proto: onnx.ModelProto, method: Sparsify | None = None) -> dict[str, str]:
-    rows = (method or Sparsify()).propose(opened(proto), CONTEXT)
-    return {row.target: row.reason for row in rows if isinstance(row, Refusal)}
+    return refusals_of(opened(proto), CONTEXT, method or Sparsify())
 
 
 @pytest.mark.parametrize("build", [mlp, residual_cnn, depthwise_cnn])
@@ -62,8 +42,8 @@ def reasons(proto: onnx.ModelProto, method: Sparsify | None = None) -> dict[str,
 def test_every_layer_gets_the_zeros_asked_for(build: Any, samples: bool) -> None:
     feed = TOKENS if build is mlp else IMAGES
     model = opened(build(0))
-    context = context_of(model, feed) if samples else CONTEXT
-    chosen = asked(model, Sparsify(0.6), context)
+    context = seen(model, feed) if samples else CONTEXT
+    chosen = asked(model, context, Sparsify(0.6))
     Sparsify(0.6).apply(model, chosen, context)
     outputs_of(model, feed)
     found = zeros(model)
@@ -74,7 +54,8 @@ def test_every_layer_gets_the_zeros_asked_for(build: Any, samples: bool) -> None
 
 def test_zeros_have_no_sign() -> None:
     model = opened(mlp())
-    pruned(model, Sparsify(), context_of(model, TOKENS))
+    pruned(model, Sparsify(), seen(model, TOKENS))
+    assert min(zeros(model).values()) > 0
     for layer in layers(model):
         assert not np.signbit(layer.weight[layer.weight == 0]).any()
 
@@ -84,7 +65,7 @@ def test_weights_that_stay_make_up_for_those_that_go() -> None:
     noise = {}
     for recover in (True, False):
         model = opened(mlp())
-        pruned(model, Sparsify(recover=recover), context_of(model, TOKENS))
+        pruned(model, Sparsify(recover=recover), seen(model, TOKENS))
         noise[recover] = float(np.square(outputs_of(model, TOKENS)["y"] - reference).sum())
     assert noise[True] < 0.2 * noise[False]
 
@@ -94,8 +75,8 @@ def test_the_error_foretold_is_the_error_of_the_layer() -> None:
     feed = {"x": TOKENS["x"] - TOKENS["x"].mean(0)}
     for recover in (True, False):
         model = opened(model_of(text, {"w": normal(4, 32, 40)}))
-        reference, context = outputs_of(model, feed)["y"], context_of(model, feed)
-        (row,) = asked(model, Sparsify(recover=recover), context)
+        reference, context = outputs_of(model, feed)["y"], seen(model, feed)
+        (row,) = asked(model, context, Sparsify(recover=recover))
         Sparsify(recover=recover).apply(model, [row], context)
         change = outputs_of(model, feed)["y"] - reference
         noise = float(np.square(change).sum() / np.square(reference).sum())
@@ -113,14 +94,14 @@ def test_depthwise_and_grouped_layers_are_refitted_in_their_groups() -> None:
     for recover in (True, False):
         model = opened(model_of(text, weights))
         reference = outputs_of(model, {"x": smooth})["y"]
-        pruned(model, Sparsify(0.3, recover=recover), context_of(model, {"x": smooth}))
+        pruned(model, Sparsify(0.3, recover=recover), seen(model, {"x": smooth}))
         noise[recover] = float(np.square(outputs_of(model, {"x": smooth})["y"] - reference).sum())
     assert noise[True] < 0.7 * noise[False]
 
 
 def test_milder_rows_follow_with_less_error_and_less_saved() -> None:
     model = opened(mlp())
-    rows = [r for r in Sparsify(0.6).propose(model, CONTEXT) if isinstance(r, Proposal)]
+    rows = rows_of(model, CONTEXT, Sparsify(0.6))
     mine = [row for row in rows if row.targets == rows[0].targets]
     assert [row.setting for row in mine] == [0.6, 0.4, 0.2]
     assert mine[0].error > mine[1].error > mine[2].error
@@ -135,7 +116,7 @@ def test_one_threshold_for_all_layers_spares_those_with_few_small_weights() -> N
     heavy = normal(1, 32, 32) ** 3
     even = np.sign(normal(2, 32, 32)) * (1 + 0.1 * normal(3, 32, 32)) * 1e-3
     model = opened(model_of(text, {"heavy": heavy, "even": even.astype("float32")}))
-    rows = asked(model, Sparsify(0.4, scope="global"), CONTEXT)
+    rows = asked(model, CONTEXT, Sparsify(0.4, scope="global"))
     Sparsify(0.4, scope="global").apply(model, rows, CONTEXT)
     found = zeros(model)
     assert found["a"] == pytest.approx(0.7, abs=0.01)
@@ -162,43 +143,6 @@ def test_an_embedding_loses_its_small_values() -> None:
     outputs_of(model, {"i": np.arange(5)})
 
 
-def test_announced_bytes_are_saved_bytes() -> None:
-    sizes = []
-    for method in (None, Sparsify(0.7)):
-        model = opened(residual_cnn())
-        context = context_of(model, IMAGES)
-        rows = [] if method is None else asked(model, method, context)
-        Sparsify(0.7).apply(model, rows, context)
-        proto = to_proto(model)
-        tables = sum(p.bytes_after for p in pack(proto) if p.encoding == "tables")
-        sizes.append(proto.ByteSize() - tables)
-    announced = sum(row.bytes_saved for row in rows)
-    assert sizes[0] - sizes[1] == pytest.approx(announced, rel=0.02)
-
-
-def test_a_plan_may_go_through_json() -> None:
-    context = context_of(opened(mlp()), TOKENS)
-    first, second = opened(mlp()), opened(mlp())
-    rows = asked(first, Sparsify(), context)
-    Sparsify().apply(first, rows, context)
-    read = [replace(row, details=json.loads(json.dumps(row.details))) for row in rows]
-    Sparsify().apply(second, read, context)
-    assert digest(first) == digest(second)
-
-
-def test_proposing_only_reads() -> None:
-    model = opened(mlp())
-    before = digest(model)
-    assert list(Sparsify(scope="global").propose(model, context_of(model, TOKENS)))
-    assert digest(model) == before
-
-
-def test_a_layer_left_out_or_tuned_is_treated_so() -> None:
-    context = replace(CONTEXT, exclude=("m1",), overrides=(("g2", {"sparsify": 0.25}),))
-    rows = asked(opened(mlp()), Sparsify(), context)
-    assert {row.targets[0]: row.setting for row in rows} == {"g2": 0.25, "y": 0.5}
-
-
 @pytest.mark.parametrize("sparsity", [1.0, -0.1, float("nan")])
 def test_a_share_out_of_range_is_an_error(sparsity: float) -> None:
     with pytest.raises(RecipeError, match=r"sparsify: sparsity must be in \[0, 1\), got"):
@@ -213,33 +157,6 @@ def test_an_unknown_scope_is_an_error() -> None:
 def test_a_small_layer_is_refused() -> None:
     text = f"{HEAD} g (float[N, 8] x) => (float[N, 31] y) {{ y = MatMul(x, w) }}"
     assert reasons(model_of(text, {"w": normal(1, 8, 31)})) == {"y": "fewer than 256 weights"}
-
-
-def test_a_shared_weight_is_refused() -> None:
-    text = f"""{HEAD} g (float[N, 32] x) => (float[N, 32] y) {{
-        a = MatMul(x, w)
-        y = MatMul(a, w)
-    }}"""
-    found = reasons(model_of(text, {"w": normal(1, 32, 32)}))
-    assert found == dict.fromkeys(("a", "y"), "the weight is shared with another node")
-
-
-def test_a_weight_behind_a_scale_is_refused() -> None:
-    text = f"""{HEAD} g (float[N, 32] x) => (float[N, 32] y) {{
-        d = DequantizeLinear(w, s)
-        y = MatMul(x, d)
-    }}"""
-    constants = {"w": normal(1, 32, 32, scale=50).astype(np.int8), "s": np.float32(0.1)}
-    assert reasons(model_of(text, constants)) == {"y": "the weight is stored behind a scale"}
-
-
-def test_a_weight_that_is_not_finite_is_refused() -> None:
-    text = f"{HEAD} g (float[N, 32] x) => (float[N, 32] y) {{ y = MatMul(x, w) }}"
-    weight = normal(1, 32, 32)
-    weight[3, 4] = np.inf
-    assert reasons(model_of(text, {"w": weight})) == {
-        "y": "the weight holds values that are not finite"
-    }
 
 
 def test_nothing_to_do_and_nothing_to_gain_are_refused() -> None:

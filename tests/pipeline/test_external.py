@@ -1,4 +1,5 @@
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -320,7 +321,9 @@ def test_many_tensors_at_one_place_allow_no_more_decoding(tmp_path: Path) -> Non
 
 
 def test_a_device_takes_a_result(split: Path) -> None:
-    optimize(split, os.devnull, "light")
+    report = optimize(split, os.devnull, "light")
+    assert report.validation.result.file_bytes < report.validation.original.file_bytes
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
 
 
 def test_what_the_parts_of_a_model_hold_is_what_it_was_given(split: Path) -> None:

@@ -9,9 +9,10 @@ from onnxslim_tk.measure.observe import observe
 from onnxslim_tk.measure.runtime import Feed, Session
 from onnxslim_tk.passes.quantize import Quantize
 from onnxslim_tk.pipeline.files import load, packed
-from onnxslim_tk.plan.proposal import Context, Proposal
+from onnxslim_tk.plan.proposal import Context
 from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU
 from onnxslim_tk.recover.measured_bias import FloatMeans, channel_means
+from tests.rows import rows_of
 
 
 def feeds_of(count: int) -> list[Feed]:
@@ -19,14 +20,17 @@ def feeds_of(count: int) -> list[Feed]:
     return [{"image": image[None]} for image in images]
 
 
+def in_integers(model: Model, feeds: list[Feed], method: Quantize, shown: bool = True) -> None:
+    """Carry out the integer rows of ``method``, with or without feeds for it to measure on."""
+    statistics = observe(model, feeds, frozenset({"mean", "range"}), seed=0)
+    context = Context(ONNXRUNTIME_CPU, statistics, feeds if shown else (), statistics.shapes)
+    rows = rows_of(model, context, method)
+    method.apply(model, [row for row in rows if row.setting == "integer"], context)
+
+
 def quantized(kind: Literal["none", "expected", "measured"], feeds: list[Feed]) -> Stored:
     model = load(demo.MODEL)
-    wanted = frozenset({"mean", "range"})
-    statistics = observe(model, feeds, wanted, seed=0)
-    context = Context(ONNXRUNTIME_CPU, statistics, feeds, statistics.shapes)
-    method = Quantize(bias_correction=kind)
-    rows = [row for row in method.propose(model, context) if isinstance(row, Proposal)]
-    method.apply(model, [row for row in rows if row.setting == "integer"], context)
+    in_integers(model, feeds, Quantize(bias_correction=kind))
     return packed(model, {})[0]
 
 
@@ -58,11 +62,7 @@ def test_restores_the_means_of_layers_whose_bias_went_astray() -> None:
     means = FloatMeans(model, convolutions, feeds)
     names = [node.outputs[0].name for node in convolutions]
     wanted = channel_means(model, names, feeds)
-    statistics = observe(model, feeds, frozenset({"mean", "range"}), seed=0)
-    context = Context(ONNXRUNTIME_CPU, statistics, (), statistics.shapes)
-    method = Quantize()
-    rows = [row for row in method.propose(model, context) if isinstance(row, Proposal)]
-    method.apply(model, [row for row in rows if row.setting == "integer"], context)
+    in_integers(model, feeds, Quantize(), shown=False)
     biased(model, 300)
     assert means.correct(model, [(node, 0.0) for node in convolutions], feeds)
     found = channel_means(model, [node.outputs[0].name for node in convolutions], feeds)
@@ -76,11 +76,7 @@ def test_takes_back_what_brings_the_outputs_no_closer() -> None:
     model = load(demo.MODEL)
     convolutions = [node for node in model.graph.nodes if node.op == "Conv"]
     means = FloatMeans(model, convolutions, feeds)
-    statistics = observe(model, feeds, frozenset({"mean", "range"}), seed=0)
-    context = Context(ONNXRUNTIME_CPU, statistics, (), statistics.shapes)
-    method = Quantize()
-    rows = [row for row in method.propose(model, context) if isinstance(row, Proposal)]
-    method.apply(model, [row for row in rows if row.setting == "integer"], context)
+    in_integers(model, feeds, Quantize(), shown=False)
     before = [node.inputs[2].inputs[0].inputs[0].values.copy() for node in convolutions]
     # Means of other images than the model is checked with lead astray.
     blank = [{"image": replace_with_zeros(feed)} for feed in feeds]
