@@ -37,6 +37,7 @@ _CARRIERS = frozenset(
 )
 _PLAIN_KINDS = "iufb"
 _FEW = 256
+_ROWS = (2, 4, 8)
 
 # What decoding may come to, so that a small file can't fill a computer: a bit may become a float,
 # twice over, and a chain's way there may be this much longer than its end.
@@ -337,7 +338,19 @@ def _scales_codebook(inputs: list[Array], product: Array) -> bool:
     values = max(inputs, key=lambda value: value.size)
     if product.dtype.kind != "f" or product.size <= _FEW:
         return False
-    return bool(inspect(values).codebooks) and not inspect(product).codebooks
+    return _has_codebook(values) and not _has_codebook(product)
+
+
+def _has_codebook(values: Array) -> bool:
+    """Return whether there are at most 256 distinct values, or rows of a few values."""
+
+    def few(count: int, _: int) -> bool:
+        return count <= _FEW
+
+    facts = inspect(values)
+    if facts.alphabet is not None and len(facts.alphabet.entries) <= _FEW:
+        return True
+    return any(facts.rows(width, few) is not None for width in _ROWS)
 
 
 def _keep(decoded: list[tuple[_Step, TensorProto]], touched: set[Key]) -> None:
