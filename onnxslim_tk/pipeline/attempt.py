@@ -144,20 +144,22 @@ class Workshop:
         """Whether the recipe or the user said how near a result must be."""
         return replace(self.budget, max_size=None) != Budget()
 
-    def quality(self, attempt: Attempt) -> tuple[bool, float]:
-        """Whether an attempt holds, and the lowest ratio of signal to noise of its outputs in dB.
+    def quality(self, attempt: Attempt) -> tuple[tuple[Check, ...], float]:
+        """The budget's checks of an attempt, and its outputs' lowest signal-to-noise ratio in dB.
 
-        Raises SessionError where the original doesn't run on the samples for choosing.
+        Both on the samples for choosing. Raises SessionError where the original doesn't run on
+        them.
         """
+        size = len(attempt.data)
         if self.parts is None:
-            return True, inf
+            return self.checks(None, size), inf
         try:
             found = self.measure(attempt, self.parts.choose, "check")
         except SessionError:
             self.check_original()
-            return False, -inf
+            return (Check("model", "runs that fail", 1.0, 0.0, False),), -inf
         worst = min((output.sqnr_db for output in found.outputs), default=inf)
-        return all(c.holds for c in self.checks(found, len(attempt.data))), worst
+        return self.checks(found, size), worst
 
     def check_original(self) -> None:
         """Raise SessionError for samples that the original cannot run: no attempt's fault."""

@@ -60,8 +60,8 @@ def _settled(shop: Workshop, started: float) -> tuple[Attempt, Report]:
     """The best attempt and the report on it, or a safer one where the judging samples disagree."""
     search = Search(shop)
     attempt = shop.never_larger(search.best())
-    # Only what changes nothing is safe to hand over.
-    for safer in (search.tidied, shop.untouched):
+    fallbacks = search.safer(attempt)
+    while True:
         trouble = attempt.trouble
         try:
             report = judge(shop, attempt, started)
@@ -72,8 +72,10 @@ def _settled(shop: Workshop, started: float) -> tuple[Attempt, Report]:
             # A file that is too large only grows by what is safer.
             if all(check.holds or check.figure == "bytes" for check in report.checks):
                 return attempt, report
-        attempt = shop.never_larger(replace(safer(attempt.steps + 1), trouble=trouble))
-    return attempt, judge(shop, attempt, started)
+        safer = next(fallbacks, None)
+        if safer is None:
+            return attempt, judge(shop, attempt, started)
+        attempt = shop.never_larger(replace(safer, trouble=trouble))
 
 
 def plan(source: PathLike, recipe: str | Recipe = "balanced", options: Options = _PLAIN) -> Plan:

@@ -1,20 +1,23 @@
 """The search for the result: what was asked for, then attempts that give up more and more."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf
 from typing import Final
 
 from onnxslim_tk.errors import SessionError
 from onnxslim_tk.pipeline.attempt import Attempt, Workshop
 from onnxslim_tk.pipeline.sizing import Sizing
 from onnxslim_tk.pipeline.stepping import TOLERANCES, Asking, Measured, Stepping, lossless
+from onnxslim_tk.plan.budget import Check
 from onnxslim_tk.plan.policy import CLEAR_DB
 
 # Decibels that a result has to be nearer for the speed, or the simplicity, that it gives up.
 _BETTER_DB: Final = 1.0
 _MIXED_DB: Final = 0.3
 # Sizes that are tried where the asked one does not hold, and the smallest where it does.
-_GROWTH: Final = (1.15, 1.3, 1.6)
+_GROWTH: Final = (1.08, 1.16, 1.3, 1.6)
 _SMALLEST: Final = 0.3
 _HALVINGS: Final = 4
 _SIZE_ROUNDS: Final = 4
@@ -25,8 +28,16 @@ _NEAR: Final = 0.01
 @dataclass(frozen=True, slots=True)
 class _Judged:
     attempt: Attempt
-    holds: bool
+    checks: tuple[Check, ...]
     quality: float
+
+    @property
+    def holds(self) -> bool:
+        return all(check.holds for check in self.checks)
+
+    @property
+    def is_clear(self) -> bool:
+        return all(check.is_clear for check in self.checks)
 
 
 class Search:
@@ -34,6 +45,7 @@ class Search:
 
     def __init__(self, shop: Workshop) -> None:
         self._shop = shop
+        self._held: list[_Judged] = []
 
     def best(self) -> Attempt:
         """The first attempt that keeps the budget.
@@ -50,6 +62,19 @@ class Search:
         except SessionError as error:
             self._shop.check_original()
             return replace(self.tidied(1), trouble=str(error))
+
+    def safer(self, than: Attempt) -> Iterator[Attempt]:
+        """What to hand over in place of an attempt that the samples for judging refuse.
+
+        The nearest that kept the budget before, where that is clearly nearer; then what changes
+        no output, and the original.
+        """
+        nearest = max(self._held, key=lambda judged: judged.quality, default=None)
+        refused = next((j.quality for j in self._held if j.attempt.data is than.data), inf)
+        if nearest is not None and nearest.quality >= refused + _BETTER_DB:
+            yield replace(nearest.attempt, steps=than.steps + 1)
+        yield self.tidied(than.steps + 1)
+        yield self._shop.untouched(than.steps + 1)
 
     def tidied(self, steps: int) -> Attempt:
         """The model with lossless rows alone."""
@@ -87,8 +112,11 @@ class Search:
             return self._smaller(best) if self._shop.has_limits else best.attempt
         for steps, growth in enumerate(_GROWTH, start=1):
             grown = self._sized(growth, first)
-            if grown.holds:
+            if grown.is_clear:
                 return replace(grown.attempt, steps=steps)
+        if self._held:
+            nearest = max(self._held, key=lambda judged: judged.quality)
+            return replace(nearest.attempt, steps=len(_GROWTH))
         return self._stepped(len(_GROWTH))
 
     def _stepped(self, before: int) -> Attempt:
@@ -106,7 +134,7 @@ class Search:
         for _ in range(_HALVINGS):
             factor = (low + high) / 2
             tried = self._sized(factor, first)
-            if tried.holds and len(tried.attempt.data) < len(best.attempt.data):
+            if tried.is_clear and len(tried.attempt.data) < len(best.attempt.data):
                 best, high = tried, factor
             else:
                 low = factor
@@ -123,7 +151,7 @@ class Search:
             if -_NEAR * limit <= over <= 0 or tried[-1].data == tried[-2].data:
                 break
             # What was foretold of bytes is near the truth, not the truth.
-            extra += over
+            extra += over if over < 0 else max(over, int(_NEAR * limit / 2))
         fitting = [attempt for attempt in tried if len(attempt.data) <= limit]
         if not fitting:
             return min(tried, key=lambda attempt: len(attempt.data))
@@ -137,7 +165,10 @@ class Search:
         return self._judged(self._shop.attempt(self._sizing, 0))
 
     def _judged(self, attempt: Attempt) -> _Judged:
-        return _Judged(attempt, *self._shop.quality(attempt))
+        judged = _Judged(attempt, *self._shop.quality(attempt))
+        if judged.holds:
+            self._held.append(judged)
+        return judged
 
     @cached_property
     def _measured(self) -> Measured:

@@ -37,6 +37,10 @@ _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?) ?(%|[KMG]?B|)", re.IGNORECASE)
 _UNITS: Final = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3}
 _USUAL_DROP: Final = 0.01
 _AGREEMENT: Final = "top-1 agreement"
+_SQNR: Final = "SQNR dB"
+_COSINE: Final = "cosine"
+_LEAST: Final = (_COSINE, _AGREEMENT)
+_MARGIN_DB: Final = 1.0
 # Standard errors from end to end of a 95 % interval.
 _DEVIATIONS: Final = 3.92
 
@@ -104,6 +108,13 @@ class Check:
     holds: bool
     note: str = ""
 
+    @property
+    def is_clear(self) -> bool:
+        """Whether it holds with a margin that other samples should leave something of."""
+        if self.figure == _SQNR:
+            return self.value >= self.limit + _MARGIN_DB
+        return self.value >= self.limit if self.figure in _LEAST else self.value <= self.limit
+
 
 def verdict(
     outputs: Sequence[OutputFidelity], drop: Drop | None, budget: Budget, count: int
@@ -122,9 +133,9 @@ def verdict(
         checks.extend(_health(output))
         limits = budget.limits(output.kind)
         if limits.sqnr_db is not None:
-            checks.append(_least(output.name, "SQNR dB", output.sqnr_db, limits.sqnr_db))
+            checks.append(_least(output.name, _SQNR, output.sqnr_db, limits.sqnr_db))
         if limits.cosine is not None:
-            checks.append(_least(output.name, "cosine", output.cosine, limits.cosine))
+            checks.append(_least(output.name, _COSINE, output.cosine, limits.cosine))
         decides = output.kind in ("classes", "sequence") and output.top1_agreement is not None
         if limits.agreement is not None and decides and (asked or not told_by_metric):
             checks.append(_agreement(output, limits.agreement, count))

@@ -1,0 +1,127 @@
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from onnxslim_tk.graph.model import Model
+from onnxslim_tk.measure.fidelity import OutputFidelity
+from onnxslim_tk.measure.samples import Samples
+from onnxslim_tk.passes import PASSES
+from onnxslim_tk.passes.clean import Clean
+from onnxslim_tk.pipeline import Options, apply, optimize, plan
+from onnxslim_tk.pipeline.run import _open
+from onnxslim_tk.pipeline.search import Search
+from onnxslim_tk.plan.budget import Budget
+from onnxslim_tk.plan.proposal import Context, Proposal, Refusal
+from onnxslim_tk.plan.recipe import parse_recipe
+from onnxslim_tk.report.outcome import Report
+from tests.models import model_of, normal
+from tests.pipeline.conftest import Write
+
+
+@pytest.fixture
+def wide(write: Write) -> Path:
+    """A network of wide layers, for the bytes of codes to matter: ``x (N, 32)``."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    wide (float[N, 32] x) => (float[N, 8] y) {
+        m1 = MatMul(x, w1)
+        r1 = Relu(m1)
+        m2 = MatMul(r1, w2)
+        r2 = Relu(m2)
+        m3 = MatMul(r2, w3)
+        r3 = Relu(m3)
+        y = MatMul(r3, w4)
+    }"""
+    shapes = [(32, 128), (128, 256), (256, 128), (128, 8)]
+    weights = {
+        f"w{k + 1}": normal(k, *shape, scale=shape[0] ** -0.5) for k, shape in enumerate(shapes)
+    }
+    return write(model_of(text, weights), "wide.onnx")
+
+
+def outputs_in(report: Report) -> Sequence[OutputFidelity]:
+    assert report.validation.faithfulness is not None
+    return report.validation.faithfulness.outputs
+
+
+def sizes(path: Path, result: Path) -> float:
+    return result.stat().st_size / path.stat().st_size
+
+
+def test_a_size_in_parts_of_the_original_is_kept_whatever_it_loses(
+    wide: Path, samples: Samples, tmp_path: Path
+) -> None:
+    errors = []
+    for limit in ("22%", "12%"):
+        result = tmp_path / f"{limit}.onnx"
+        report = optimize(
+            wide, result, "small", Options(calibration=samples, budget=Budget(max_size=limit))
+        )
+        assert report.holds
+        assert float(limit[:-1]) / 100 * 0.8 < sizes(wide, result) <= float(limit[:-1]) / 100
+        assert [check.figure for check in report.checks] == ["bytes"]
+        errors.append(min(o.sqnr_db for o in outputs_in(report)))
+    assert errors[0] > errors[1] + 3
+
+
+def test_a_size_that_cannot_be_reached_gives_the_smallest_and_says_so(
+    wide: Path, samples: Samples, tmp_path: Path
+) -> None:
+    result = tmp_path / "result.onnx"
+    options = Options(calibration=samples, budget=Budget(max_size=300))
+    report = optimize(wide, result, "small", options)
+    assert not report.holds
+    assert sizes(wide, result) < 0.13
+    (check,) = report.checks
+    assert (check.figure, check.limit, check.value) == ("bytes", 300, result.stat().st_size)
+
+
+def test_a_size_needs_no_samples(wide: Path, tmp_path: Path) -> None:
+    result = tmp_path / "result.onnx"
+    assert optimize(wide, result, "small", Options(budget=Budget(max_size="20%"))).holds
+    assert 0.1 < sizes(wide, result) <= 0.2
+
+
+def test_a_limit_of_loss_is_used_up(wide: Path, samples: Samples, tmp_path: Path) -> None:
+    result, reached = tmp_path / "result.onnx", []
+    for limit in (25.0, 10.0):
+        options = Options(calibration=samples, budget=Budget(min_sqnr_db=limit))
+        report = optimize(wide, result, "small", options)
+        assert report.holds
+        reached.append(sizes(wide, result))
+    assert reached[0] > reached[1] + 0.02
+
+
+def test_the_plan_of_a_mix_gives_its_bytes(wide: Path, samples: Samples, tmp_path: Path) -> None:
+    options = Options(calibration=samples, budget=Budget(max_size="14%"))
+    first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
+    optimize(wide, first, "small", options)
+    made = plan(wide, "small", options)
+    assert len({row.setting for stage in made.stages for row in stage.rows}) > 3
+    apply(wide, second, made, options)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_what_an_earlier_attempt_began_alike_is_not_looked_at_again(
+    wide: Path, samples: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    propose = Clean.propose
+
+    def counted(self: Clean, model: Model, context: Context) -> Iterator[Proposal | Refusal]:
+        looks.append(1)
+        return propose(self, model, context)
+
+    monkeypatch.setattr(Clean, "propose", counted)
+    recipe = parse_recipe(
+        "{name: x, stages: {clean: [clean], share: [share], numbers: [quantize]}}", "x", PASSES
+    )
+    options = Options(calibration=samples, budget=Budget(max_size="12%"))
+    shop = _open(wide, recipe, options, None)
+    found = Search(shop).best()
+    assert len(looks) == 1
+    alone = _open(wide, recipe, replace(options), None)
+    rows = {stage.stage: list(stage.rows) for stage in found.plan.stages}
+    again = alone.attempt(lambda stage, proposals, model, context: rows[stage.name], 0)
+    assert again.data == found.data
