@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,7 @@ def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def app() -> Any:
-    (script,) = entry_points(group="console_scripts", name="onnxslim")
-    return script.load()
+    return import_module("onnxslim_tk.cli").app
 
 
 @pytest.fixture
