@@ -66,3 +66,14 @@ def samples(tmp_path: Path, model: Path) -> Path:
     path = tmp_path / "samples.npz"
     np.savez(path, x=images, labels=scores.argmax(1))
     return path
+
+
+@pytest.fixture
+def coarse(model: Path) -> Path:
+    """The model with few distinct values in its first weight."""
+    proto = onnx.load(model)
+    first = proto.graph.initializer[0]
+    values = np.round(numpy_helper.to_array(first) * 4) / 4
+    first.CopyFrom(numpy_helper.from_array(values.astype(np.float32), first.name))
+    onnx.save(proto, model)
+    return model
