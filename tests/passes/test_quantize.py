@@ -33,6 +33,7 @@ from tests.models import (
     outputs_of,
     residual_cnn,
     with_metadata,
+    since,
 )
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
@@ -246,6 +247,7 @@ def test_convolutions_of_other_dimensions_run_in_integers(dims: int) -> None:
     assert running(model)["QLinearConv"] == 2
 
 
+@since("1.20", "flattens in float")
 def test_a_residual_network_runs_in_integers_from_end_to_end() -> None:
     feeds = feeds_of(1, 3, 16, 16)
     model = quantized(residual_cnn(), feeds)
@@ -290,6 +292,7 @@ def test_depthwise_convolutions_get_channels_for_their_fast_kernel(method: Quant
     assert {"Pad": 1, "Slice": 1, "QLinearConv": 2}.items() <= running(model).items()
 
 
+@since("1.20", "flattens in float")
 def test_a_depthwise_network_absorbs_its_clips() -> None:
     feeds = feeds_of(1, 3, 16, 16)
     model = quantized(depthwise_cnn(), feeds)
@@ -298,6 +301,7 @@ def test_a_depthwise_network_absorbs_its_clips() -> None:
     assert (found["QLinearConv"], found["QuantizeLinear"], found.get("Clip", 0)) == (3, 1, 0)
 
 
+@since("1.20", "flattens in float")
 def test_pooling_and_flattening_on_the_way_to_a_gemm_stay_in_integers() -> None:
     body = (
         "c = Conv(x, w, b) r = Relu(c) p = MaxPool<kernel_shape=[7,7]>(r) f = Flatten(p) "
@@ -663,6 +667,7 @@ def test_layers_in_bodies_get_int8_weights_and_run_in_float() -> None:
     assert to_proto(model).ByteSize() < 0.4 * proto.ByteSize()
 
 
+@since("1.24", "ends the process where bodies read a convolution outside")
 def test_a_body_that_reads_a_quantized_tensor_gets_its_values() -> None:
     text = f"""{HEAD}
     g (bool c, float[1, 4, 9, 9] x) => (float[A, B, C, D] y) {{
