@@ -32,8 +32,8 @@ from tests.models import (
     outputs,
     outputs_of,
     residual_cnn,
-    with_metadata,
     since,
+    with_metadata,
 )
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
