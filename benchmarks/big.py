@@ -93,7 +93,7 @@ def main() -> None:
     asked = parser.parse_args()
     path = write_mlp(asked.folder, asked.layers)
     size = sum(file.stat().st_size for file in asked.folder.glob("big.*")) / 1e6
-    entry = "from onnxslim_tk.cli import app; app()"
+    entry = "from onnxslim_tk_start import main; main()"
     command = [sys.executable, "-c", entry, "optimize", str(path), str(asked.folder / "out.onnx")]
     found = watched([*command, *asked.options])
     print(f"model {size:.0f} MB")

@@ -100,7 +100,7 @@ def prepared(folder: Path) -> Path:
 
 def run(folder: Path) -> subprocess.Popen[bytes]:
     """The command, started as from a terminal of its own."""
-    code = "from onnxslim_tk.cli import app; app()"
+    code = "from onnxslim_tk_start import main; main()"
     options = ["--calibration", str(CALIBRATION), "--metric", "accuracy", "--quiet"]
     return subprocess.Popen(
         [sys.executable, "-c", code, "optimize", "in.onnx", "out.onnx", *options],

@@ -16,7 +16,15 @@ from onnxslim_tk.plan.plan import Plan, read_plan
 from onnxslim_tk.report.outcome import Report
 
 from .console import warn
-from .options import Judging, Showing, Source, Target, check_targets
+from .options import (
+    InPlace,
+    Judging,
+    MaybeTarget,
+    Showing,
+    Source,
+    check_targets,
+    place_of_result,
+)
 from .outcome import deliver
 from .progress import Steps
 from .supervise import Isolation, supervise
@@ -29,10 +37,11 @@ PlanFile = Annotated[
 def apply(
     source: Source,
     plan: PlanFile,
-    result: Target,
     judging: Judging,
     isolation: Isolation,
     showing: Showing,
+    result: MaybeTarget = None,
+    in_place: InPlace = False,
     force: Annotated[
         bool, typer.Option("--force", help="Write OUT even if the budget does not hold.")
     ] = False,
@@ -41,18 +50,27 @@ def apply(
 
     Recipe and seed are the plan's; give the samples that the plan was made with.
     """
-    check_targets(source, {"PLAN.json": plan, "OUT": result, "--report": showing.report})
-    call = partial(_apply, source, result, read_plan(plan, PASSES), judging, force)
+    target = place_of_result(source, result, in_place)
+    targets = {"PLAN.json": plan, "OUT": target, "--report": showing.report}
+    check_targets(source, targets, in_place)
+    call = partial(_apply, source, target, read_plan(plan, PASSES), judging, in_place, force)
     with Steps(showing.silent) as steps:
-        report, kinds = supervise(call, source, isolation, steps, result)
+        report, kinds = supervise(call, source, isolation, steps, target)
     if not report.holds and not force:
-        warn(f"{result} was not written; --force writes it nevertheless")
+        warn(f"{target} was not written; --force writes it nevertheless")
     deliver(report, showing, kinds)
 
 
 def _apply(
-    source: Path, result: Path, given: Plan, judging: Judging, force: bool, progress: Progress
+    source: Path,
+    target: Path,
+    given: Plan,
+    judging: Judging,
+    in_place: bool,
+    force: bool,
+    progress: Progress,
 ) -> tuple[Report, Mapping[str, OutputKind]]:
     options = judging.options(source, given.seed, progress)
-    options = replace(options, budget=judging.budget(given.recipe.budget))
-    return pipeline.apply(source, result, given, options, force), options.kinds
+    budget = judging.budget(given.recipe.budget)
+    options = replace(options, budget=budget, in_place=in_place)
+    return pipeline.apply(source, target, given, options, force), options.kinds

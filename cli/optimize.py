@@ -4,9 +4,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from onnxslim_tk import pipeline
 from onnxslim_tk.measure.kinds import OutputKind
@@ -14,7 +11,15 @@ from onnxslim_tk.measure.validate import Progress
 from onnxslim_tk.plan.recipe import Recipe
 from onnxslim_tk.report.outcome import Report
 
-from .options import Choices, MaybeTarget, Showing, Source, check_targets
+from .options import (
+    Choices,
+    InPlace,
+    MaybeTarget,
+    Showing,
+    Source,
+    check_targets,
+    place_of_result,
+)
 from .outcome import deliver
 from .progress import Steps
 from .supervise import Isolation, supervise
@@ -26,17 +31,14 @@ def optimize(
     isolation: Isolation,
     showing: Showing,
     result: MaybeTarget = None,
-    in_place: Annotated[
-        bool,
-        typer.Option("--in-place", help="Let the result take IN's place; OUT may be left out."),
-    ] = False,
+    in_place: InPlace = False,
 ) -> None:
     """Compress the model IN and write it to OUT, if it keeps the budget.
 
     Where nothing compressed does, OUT is the tidied model. Exit code 3 says that not even that
     keeps the budget.
     """
-    target = _target(source, result, in_place)
+    target = place_of_result(source, result, in_place)
     check_targets(source, {"OUT": target, "--report": showing.report}, in_place)
     call = partial(_optimize, source, target, choices.chosen(), choices, in_place)
     with Steps(showing.silent) as steps:
@@ -54,14 +56,3 @@ def _optimize(
 ) -> tuple[Report, Mapping[str, OutputKind]]:
     options = replace(choices.options(source, choices.seed, progress), in_place=in_place)
     return pipeline.optimize(source, target, recipe, options), options.kinds
-
-
-def _target(source: Path, result: Path | None, in_place: bool) -> Path:
-    """Where the result goes; raises typer.BadParameter where that isn't said, or said twice."""
-    if result is None and not in_place:
-        raise typer.BadParameter("a name for the result is needed, or --in-place", param_hint="OUT")
-    if result is not None and in_place and result.resolve() != source.resolve():
-        raise typer.BadParameter(
-            f"{result} is another file than {source}; leave it out", param_hint="--in-place"
-        )
-    return source if result is None else result

@@ -28,12 +28,12 @@ _RECIPE: Final = "Recipe"
 _REPORT: Final = "Report"
 
 Source = Annotated[Path, typer.Argument(metavar="IN", help="The model.", show_default=False)]
-Target = Annotated[
-    Path, typer.Argument(metavar="OUT", help="Where the result goes.", show_default=False)
-]
 MaybeTarget = Annotated[
     Path | None,
     typer.Argument(metavar="OUT", help="Where the result goes.", show_default=False),
+]
+InPlace = Annotated[
+    bool, typer.Option("--in-place", help="Let the result take IN's place; OUT may be left out.")
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every draw at random.")]
 
@@ -231,6 +231,17 @@ class Showing:
     def silent(self) -> bool:
         """Whether tables and progress stay away."""
         return self.json or self.quiet
+
+
+def place_of_result(source: Path, result: Path | None, in_place: bool) -> Path:
+    """Where the result goes; raises typer.BadParameter where that isn't said, or said twice."""
+    if result is None and not in_place:
+        raise typer.BadParameter("a name for the result is needed, or --in-place", param_hint="OUT")
+    if result is not None and in_place and result.resolve() != source.resolve():
+        raise typer.BadParameter(
+            f"{result} is another file than {source}; leave it out", param_hint="--in-place"
+        )
+    return source if result is None else result
 
 
 def check_targets(source: Path, targets: Mapping[str, Path | None], in_place: bool = False) -> None:

@@ -101,17 +101,17 @@ def supervise(
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
     """The signals that end a program raise Interrupted in the block, so that it is tidied up."""
-    names = ("SIGTERM", "SIGHUP") if current_thread() is main_thread() else ()
+    names = ("SIGINT", "SIGTERM", "SIGHUP") if current_thread() is main_thread() else ()
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     # nohup's choice stays.
-    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
-    for number in numbers:
+    before = {n: h for n in numbers if (h := signal.getsignal(n)) not in (signal.SIG_IGN, None)}
+    for number in before:
         signal.signal(number, _interrupt)
     try:
         yield
     finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

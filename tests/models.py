@@ -6,17 +6,24 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from numpy.typing import NDArray
 from onnx import checker, helper, numpy_helper, parser
 
 from onnxslim_tk.graph.model import Model, from_proto, to_proto
-from onnxslim_tk.measure.runtime import Session
+from onnxslim_tk.measure.runtime import Session, runtime_version
 from onnxslim_tk.plan.proposal import Context
 from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU
 
 Array = NDArray[Any]
 
 CONTEXT = Context(target=ONNXRUNTIME_CPU)
+
+
+def since(version: str, lacking: str) -> pytest.MarkDecorator:
+    """Skip a test on a runtime before ``version``, for what that is ``lacking``."""
+    here, needed = ([int(part) for part in v.split(".")[:2]] for v in (runtime_version(), version))
+    return pytest.mark.skipif(here < needed, reason=f"before {version} the runtime {lacking}")
 
 
 def model_of(text: str, constants: Mapping[str, Any] | None = None) -> onnx.ModelProto:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -50,8 +52,13 @@ def test_the_installed_version_is_the_package_s_own() -> None:
 @pytest.mark.parametrize("command", ["onnxslim", "onnxslim-tk"])
 def test_both_commands_start_the_same_app(command: str) -> None:
     (script,) = entry_points(group="console_scripts", name=command)
-    assert script.value == "onnxslim_tk.cli:app"
+    assert script.value == "onnxslim_tk_start:main"
     assert callable(script.load())
+
+
+def test_what_starts_the_commands_imports_nothing_of_the_package() -> None:
+    code = "import sys, onnxslim_tk_start; assert 'onnxslim_tk' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_type_checkers_see_the_package_as_typed(project: dict[str, Any]) -> None:

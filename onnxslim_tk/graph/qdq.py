@@ -11,6 +11,7 @@ from onnxslim_tk.graph.edit import (
     add_node,
     constant,
     input_at,
+    is_constant,
     output_names,
     remove_node,
     rename_key,
@@ -219,11 +220,15 @@ def _keep_from_gemm(model: Model, layer: Layer, rank: int) -> None:
     """Keep onnxruntime from turning MatMul and Add into a Gemm that runs in float.
 
     Behind a MatMul of rank 2 the two become an integer Gemm; elsewhere a bias of full rank is
-    not fused.
+    not fused. What adds no constant, as where two products meet, leaves a Gemm without bias.
     """
     outputs = output_names(model)
     bias, add = layer.bias(outputs), sole_reader(layer.output, outputs)
-    if bias is None or add is None:
+    if add is None or add.op != "Add":
+        return
+    if bias is None:
+        if rank == 2 and not any(is_constant(tensor) for tensor in add.inputs):
+            layer.node.op = "Gemm"
         return
     values = values_of(bias)
     if rank == 2 and values.ndim <= 2:

@@ -70,10 +70,20 @@ class Fidelity:
         self._kinds = dict(kinds or {})
         self._figures: dict[str, _Figures] = {}
 
-    def update(self, name: str, reference: NDArray[Any], value: NDArray[Any]) -> None:
-        """Take in one sample of the output ``name``: the original's array and the result's."""
+    def update(
+        self,
+        name: str,
+        reference: NDArray[Any],
+        value: NDArray[Any],
+        real: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Take in one sample of the output ``name``: the original's array and the result's.
+
+        ``real``, ``(n, t)``, says which steps of a sequence ``(n, t, c)`` are no padding; the
+        others don't count where steps or sequences agree.
+        """
         self._figures.setdefault(name, _Figures()).update(
-            squeeze_map(np.asarray(reference)), squeeze_map(np.asarray(value))
+            squeeze_map(np.asarray(reference)), squeeze_map(np.asarray(value)), real
         )
 
     def result(self) -> tuple[OutputFidelity, ...]:
@@ -102,14 +112,16 @@ class _Figures:
         self._non_finite = False
         self._mismatches = 0
 
-    def update(self, reference: NDArray[Any], value: NDArray[Any]) -> None:
+    def update(
+        self, reference: NDArray[Any], value: NDArray[Any], real: NDArray[np.bool_] | None
+    ) -> None:
         if len(self.first) < _GUESS_FROM:
             self.first.append(reference)
         same_shape = reference.shape == value.shape
         self._mismatches += not same_shape
         if not same_shape:
             value = np.zeros_like(reference)
-        self._agree(reference, value, same_shape)
+        self._agree(reference, value, same_shape, real)
         self._measure(*_as_numbers(reference, value))
 
     def _measure(self, reference: NDArray[np.float64], value: NDArray[np.float64]) -> None:
@@ -128,7 +140,13 @@ class _Figures:
         self._rows += len(cosines)
         self._slices.update(reference, value)
 
-    def _agree(self, reference: NDArray[Any], value: NDArray[Any], same_shape: bool) -> None:
+    def _agree(
+        self,
+        reference: NDArray[Any],
+        value: NDArray[Any],
+        same_shape: bool,
+        real: NDArray[np.bool_] | None,
+    ) -> None:
         if reference.size == 0:
             return
         if reference.dtype.kind == "f" and reference.ndim > 0:
@@ -137,12 +155,17 @@ class _Figures:
         else:
             best, other = reference, value
         equal = (best == other) & same_shape
-        self._equal_steps += int(np.count_nonzero(equal))
-        self._steps += equal.size
-        if reference.ndim == 3 and reference.dtype.kind == "f":
-            for row, other_row, same in zip(best, other, equal.all(axis=-1), strict=True):
+        steps = reference.ndim == 3 and reference.dtype.kind == "f"
+        counted = np.ones(equal.shape, bool)
+        if steps and real is not None and real.shape == equal.shape:
+            counted = real
+        self._equal_steps += int(np.count_nonzero(equal & counted))
+        self._steps += int(np.count_nonzero(counted))
+        if steps:
+            for row, other_row, same, kept in zip(best, other, equal, counted, strict=True):
+                read = [collapse(path[kept]) for path in (row, other_row)]
                 self._sequences += 1
-                reads_same = same or (same_shape and collapse(row) == collapse(other_row))
+                reads_same = same[kept].all() or (same_shape and read[0] == read[1])
                 self._equal_sequences += bool(reads_same)
 
     def report(self, name: str, kind: OutputKind) -> OutputFidelity:
@@ -185,16 +208,33 @@ def compare(
     for index, feed in enumerate(samples.feeds):
         references, values = original(feed), result(feed)
         primary = primary or primary_output(references)
+        real = real_steps(feed)
         for name, reference in references.items():
             if name not in values:
                 raise ModelError(f"compare: the result must have the output {name!r}, it hasn't")
-            fidelity.update(name, reference, values[name])
+            fidelity.update(name, reference, values[name], real)
         if keep and primary:
             originals.append(references[primary])
             results.append(values[primary])
         if progress is not None:
             progress(index + 1, len(samples))
     return Comparison(fidelity.result(), primary, originals, results)
+
+
+def real_steps(feed: Feed) -> NDArray[np.bool_] | None:
+    """Which steps of a feed's sequences are no padding, ``(n, t)``; None where it doesn't say.
+
+    The one input of zeros and ones with two axes whose name has "mask" in it says so.
+    """
+    masks = [
+        np.asarray(value) != 0
+        for name, value in feed.items()
+        if "mask" in name.lower()
+        and np.ndim(value) == 2
+        and np.asarray(value).dtype.kind in "iub"
+        and np.isin(value, (0, 1)).all()
+    ]
+    return masks[0] if len(masks) == 1 else None
 
 
 def primary_output(outputs: Mapping[str, NDArray[Any]]) -> str:

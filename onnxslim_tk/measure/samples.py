@@ -20,7 +20,8 @@ _PLAIN: Final = ImageOptions()
 _ACCEPTED: Final = (
     "a .npz file, a folder of .npz files, a folder of images, or a folder of class folders"
 )
-_MOST_MADE_UP: Final = 1 << 27
+# A run of a model with attention takes many times its inputs' memory.
+_MOST_MADE_UP: Final = 1 << 24
 # Zeros, harmless as indices, would hide every token and empty every sequence here.
 _ONES: Final = ("mask", "len")
 

@@ -8,7 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxslim_tk.errors import RecipeError
-from onnxslim_tk.graph.edit import add_node, constant, input_at, remove_node, variable
+from onnxslim_tk.graph.edit import (
+    add_node,
+    constant,
+    input_at,
+    output_names,
+    remove_node,
+    sole_reader,
+    variable,
+)
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model, Tensor
 from onnxslim_tk.graph.opset import obstacle_to, raise_opset
@@ -160,6 +168,11 @@ def _write(
     ``by_row`` keeps a transposed weight as it lies, for an embedding that reads the same table.
     """
     graph, output, transposed = layer.graph, layer.output, layer.transposed
+    outputs = output_names(model)
+    add = sole_reader(output, outputs) if layer.kind == "MatMul" else None
+    if add is not None and layer.bias(outputs) is not None and add.inputs[0] is not output:
+        # Runtimes before 1.24 fuse a bias only where it comes second.
+        add.inputs = add.inputs[::-1]
     bias = input_at(layer.node, 2) if layer.kind == "Gemm" else None
     remove_node(graph, layer.node)
     codes, scale, zero = source

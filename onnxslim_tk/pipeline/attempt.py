@@ -80,20 +80,29 @@ class Workshop:
         """The user's budget, or else the recipe's."""
         return self.recipe.budget if self.options.budget is None else self.options.budget
 
-    @cached_property
+    @property
     def feed(self) -> Feed | None:
         """One run's inputs: the first sample, or made up; None where nothing made up runs."""
+        return self._first_feed[0]
+
+    @property
+    def not_run(self) -> str:
+        """Why the model was never run, empty where it was."""
+        return self._first_feed[1]
+
+    @cached_property
+    def _first_feed(self) -> tuple[Feed | None, str]:
         if self.parts is not None:
-            return self.parts.calibrate.feeds[0]
+            return self.parts.calibrate.feeds[0], ""
         try:
             feed = random_feed(self.inputs, self.options.seed)
             part = self.runnable(self.data)
             if part is None:
-                return None
+                return None, ""
             Session(part).run(feed)
-        except (CalibrationError, SessionError):
-            return None
-        return feed
+        except (CalibrationError, SessionError) as error:
+            return None, str(error)
+        return feed, ""
 
     def attempt(self, choose: Chooser, steps: int) -> Attempt:
         """One pass through all stages with the rows that ``choose`` picks, packed."""

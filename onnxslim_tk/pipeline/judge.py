@@ -110,6 +110,8 @@ def _warnings(shop: Workshop, attempt: Attempt, counts: Counts | None) -> list[s
             f"no samples: {made}nothing says what the result does to the model's accuracy; "
             "give --calibration PATH"
         )
+    if shop.not_run:
+        found.append(f"no made-up input runs, so nothing is timed: {shop.not_run}")
     if counts is not None and counts.overlaps:
         found.append(
             f"{counts.judge} samples are too few to split: the result was judged on samples that "

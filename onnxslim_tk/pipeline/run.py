@@ -120,14 +120,14 @@ def validate(original: PathLike, result: PathLike, options: Options = _PLAIN) ->
     return judge(shop, attempt, started, everything=True)
 
 
-def pack(source: PathLike, result: PathLike) -> tuple[PackedTensor, ...]:
+def pack(source: PathLike, result: PathLike, in_place: bool = False) -> tuple[PackedTensor, ...]:
     """Write the model at ``source`` to ``result`` with the same values in fewer bytes.
 
     Gives what was changed: nothing, and the model as it was, where that saves no byte. The runtime
-    must be able to load both files.
+    must be able to load both files. ``in_place`` lets the result take the place of the source.
     """
     data = read_model(Path(source))
-    _check_target(Path(source), data, Path(result), in_place=False)
+    _check_target(Path(source), data, Path(result), in_place)
     # First our own look: a model of endless functions would hang the runtime.
     model = parse(data)
     foreign = foreign_operators(model)

@@ -139,10 +139,10 @@ def verdict(
         decides = output.kind in ("classes", "sequence") and output.top1_agreement is not None
         if limits.agreement is not None and decides and (asked or not told_by_metric):
             checks.append(_agreement(output, limits.agreement, count))
-    if asked and not any(check.figure == _AGREEMENT for check in checks):
+    # A limit of 0 asks for nothing, so no output has to decide.
+    if budget.min_agreement and not any(check.figure == _AGREEMENT for check in checks):
         note = "no output decides between classes; --output-kind says which does"
-        limit = budget.min_agreement or 0.0
-        checks.append(Check("outputs", _AGREEMENT, 0.0, limit, False, note))
+        checks.append(Check("outputs", _AGREEMENT, 0.0, budget.min_agreement, False, note))
     if drop is not None:
         checks.append(_drop(drop, allowed))
     return tuple(checks)

@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,7 @@ def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def app() -> Any:
-    (script,) = entry_points(group="console_scripts", name="onnxslim")
-    return script.load()
+    return import_module("onnxslim_tk.cli").app
 
 
 @pytest.fixture
@@ -67,3 +66,14 @@ def samples(tmp_path: Path, model: Path) -> Path:
     path = tmp_path / "samples.npz"
     np.savez(path, x=images, labels=scores.argmax(1))
     return path
+
+
+@pytest.fixture
+def coarse(model: Path) -> Path:
+    """The model with few distinct values in its first weight."""
+    proto = onnx.load(model)
+    first = proto.graph.initializer[0]
+    values = np.round(numpy_helper.to_array(first) * 4) / 4
+    first.CopyFrom(numpy_helper.from_array(values.astype(np.float32), first.name))
+    onnx.save(proto, model)
+    return model

@@ -191,21 +191,3 @@ def test_images_are_prepared_as_the_options_say(run: Run, tmp_path: Path) -> Non
     (output,) = strict(result.stdout)["validation"]["faithfulness"]["outputs"]
     assert result.exit_code == 0
     assert math.isclose(output["sqnr_db"], 200)
-
-
-@pytest.mark.parametrize("twice", [False, True])
-def test_the_source_is_overwritten_only_in_place(run: Run, model: Path, twice: bool) -> None:
-    before = model.read_bytes()
-    assert run("optimize", model, model).exit_code == 2
-    assert run("optimize", model).exit_code == 2
-    assert model.read_bytes() == before
-    assert run("optimize", model, *[model] * twice, "--in-place").exit_code == 0
-    assert len(model.read_bytes()) < len(before)
-    assert [path.name for path in model.parent.iterdir()] == [model.name]
-
-
-def test_in_place_allows_no_other_name(run: Run, model: Path, tmp_path: Path) -> None:
-    result = run("optimize", model, tmp_path / "other.onnx", "--in-place")
-    assert result.exit_code == 2
-    assert "leave it" in result.stderr
-    assert not (tmp_path / "other.onnx").exists()

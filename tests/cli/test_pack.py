@@ -1,26 +1,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import onnx
-import pytest
-from onnx import numpy_helper
 from typer.testing import Result
 
 from onnxslim_tk.pipeline import load
 
 Run = Callable[..., Result]
-
-
-@pytest.fixture
-def coarse(model: Path) -> Path:
-    """The model with few distinct values in its first weight."""
-    proto = onnx.load(model)
-    first = proto.graph.initializer[0]
-    values = np.round(numpy_helper.to_array(first) * 4) / 4
-    first.CopyFrom(numpy_helper.from_array(values.astype(np.float32), first.name))
-    onnx.save(proto, model)
-    return model
 
 
 def constants(path: Path) -> list[tuple[str, bytes]]:

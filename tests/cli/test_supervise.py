@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from typer.testing import Result
 
 Run = Callable[..., Result]
+ended_by_signals = import_module("onnxslim_tk.cli.supervise").ended_by_signals
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 
 METRIC = """
@@ -28,6 +31,11 @@ def speak(outputs, labels):
     print("half of them")
     return 0.5
 """
+
+
+def listening() -> None:
+    """A shell that starts something in the background takes Ctrl-C away from it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
@@ -120,7 +128,7 @@ def test_a_signal_ends_a_run_with_one_line_and_no_trace(
 ) -> None:
     before = {*os.listdir(tmp_path), "waiting", "temporary"}
     (tmp_path / "temporary").mkdir()
-    code = "from onnxslim_tk.cli import app; app()"
+    code = "from onnxslim_tk_start import main; main()"
     arguments = ["optimize", str(model), "out.onnx", "--samples", str(samples), isolate]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments, "--metric", "their_metrics:wait"],
@@ -128,7 +136,7 @@ def test_a_signal_ends_a_run_with_one_line_and_no_trace(
         env={**os.environ, "TMPDIR": str(tmp_path / "temporary"), "PYTHONDONTWRITEBYTECODE": "1"},
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=listening,
     )
     while not (tmp_path / "waiting").exists():
         assert process.poll() is None
@@ -139,6 +147,50 @@ def test_a_signal_ends_a_run_with_one_line_and_no_trace(
     assert errors == "error: interrupted; nothing was written\n"
     assert set(os.listdir(tmp_path)) == before
     assert list((tmp_path / "temporary").glob("onnxslim-*")) == []
+
+
+IMPORTING = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(name, *_):
+        if name == sys.argv[1]:
+            sys.argv[1:2] = []
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder)
+from onnxslim_tk_start import main
+main()
+"""
+
+
+@posix
+@pytest.mark.parametrize("module", ["onnxslim_tk", "onnxruntime", "onnxslim_tk.cli.verbs"])
+def test_a_signal_in_the_midst_of_imports_is_one_line_too(module: str) -> None:
+    run = partial(subprocess.run, capture_output=True, text=True)
+    ended = run([sys.executable, "-c", IMPORTING, module, "version"], preexec_fn=listening)
+    assert ended.returncode == 130
+    assert ended.stderr == "error: interrupted; nothing was written\n"
+    assert ended.stdout == ""
+
+
+@posix
+def test_who_is_not_to_hear_signals_does_not() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", IMPORTING, "onnxslim_tk", "version"],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_signals_are_handled_as_before_when_a_command_is_over() -> None:
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    before = [signal.getsignal(number) for number in numbers]
+    with ended_by_signals():
+        assert [signal.getsignal(number) for number in numbers] != before
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_an_existing_target_that_is_read_only_is_refused_at_once(

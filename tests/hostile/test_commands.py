@@ -1,7 +1,7 @@
 """What a vendor wrote into a file can neither style nor forge what the terminal shows."""
 
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib import import_module
 from pathlib import Path
 
 import onnx
@@ -16,10 +16,10 @@ EVIL = "\x1b[31m[bold]a\x07\nerror: b\u202e<b>"
 
 @pytest.fixture
 def run() -> Run:
-    (script,) = entry_points(group="console_scripts", name="onnxslim")
+    app = import_module("onnxslim_tk.cli").app
 
     def call(*arguments: object) -> Result:
-        result = CliRunner().invoke(script.load(), [str(argument) for argument in arguments])
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
         assert result.exception is None or isinstance(result.exception, SystemExit)
         return result
 

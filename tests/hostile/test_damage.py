@@ -14,6 +14,7 @@ from benchmarks.seeds import seeds
 from onnxslim_tk.measure.runtime import Session
 from onnxslim_tk.pipeline import load, optimize, pack
 from onnxslim_tk.report.overview import overview
+from tests.models import since
 
 from .answers import a_sentence_at_most
 
@@ -49,6 +50,8 @@ def spoiled(tensor: onnx.TensorProto, how: str) -> None:
         tensor.raw_data = tensor.raw_data * 2
 
 
+# Commands run models in a worker, so that it is a sentence there as well.
+@since("1.28", "ends the process for constants that don't fit together")
 @pytest.mark.parametrize("how", ["ones", "zeros", "flat", "empty", "twice"])
 @pytest.mark.parametrize("name", [name for name in sorted(SEEDS) if name.endswith("packed")])
 def test_codes_and_tables_of_a_packed_weight_that_do_not_fit_are_no_traceback(

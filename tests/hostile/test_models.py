@@ -14,7 +14,7 @@ from onnxslim_tk.measure.runtime import Session
 from onnxslim_tk.passes.clean import Clean
 from onnxslim_tk.pipeline import load, optimize, pack
 from onnxslim_tk.report.overview import overview
-from tests.models import CONTEXT
+from tests.models import CONTEXT, since
 
 from .models import (
     Builder,
@@ -263,6 +263,7 @@ def test_a_file_that_cannot_be_right_is_refused_by_every_verb_in_one_sentence(
     assert [path.name for path in place[0].parent.iterdir()] == ["in.onnx"]
 
 
+@since("1.20", "ends the process for an axis out of range")
 @pytest.mark.parametrize("name", UNRUNNABLE)
 def test_a_model_that_does_not_run_is_looked_at_and_refused_by_the_runtime(
     name: str, place: tuple[Path, Path]

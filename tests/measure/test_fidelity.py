@@ -195,3 +195,24 @@ def test_sees_scores_die_beside_boxes() -> None:
     pairs = [(r[None], v[None]) for r, v in zip(reference, value, strict=True)]
     assert judge(pairs).collapsed_slices == (4, 5, 6)
     assert judge(pairs).sqnr_db > 40
+
+
+@pytest.mark.parametrize(
+    ("feed", "agreement"),
+    [
+        ({"attention_mask": np.array([[1, 1, 1, 0]])}, 1.0),
+        ({"attention_mask": np.array([[1, 1, 1, 1]])}, 0.75),
+        # No word on padding: of other values, of another length, or two of them.
+        ({"attention_mask": np.array([[1, 2, 1, 0]])}, 0.75),
+        ({"attention_mask": np.array([[1, 1, 0]])}, 0.75),
+        ({"mask_a": np.array([[1, 1, 1, 0]]), "mask_b": np.array([[1, 0, 0, 0]])}, 0.75),
+        ({"ids": np.array([[1, 1, 1, 0]])}, 0.75),
+    ],
+)
+def test_steps_that_a_mask_calls_padding_do_not_count(feed: Feed, agreement: float) -> None:
+    scores = np.eye(9, dtype=np.float32)[None, [3, 1, 4, 5]]
+    other = np.eye(9, dtype=np.float32)[None, [3, 1, 4, 6]]
+    samples = Samples([feed] * 2)
+    made = compare(lambda _: {"y": scores}, lambda _: {"y": other}, samples, {"y": "sequence"})
+    assert made.outputs[0].top1_agreement == agreement
+    assert made.outputs[0].sequence_agreement == float(agreement == 1)

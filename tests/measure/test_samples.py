@@ -124,7 +124,7 @@ class TestFile:
 
     def test_never_unpickles(self, tmp_path: Path) -> None:
         path = tmp_path / "a.npz"
-        np.savez(path, allow_pickle=True, x=np.array([[None, {}]], dtype=object))
+        np.savez(path, x=np.array([[None, {}]], dtype=object))
         with pytest.raises(CalibrationError, match="could run code"):
             read_samples(path, [tensor("x", object, "n", 2)])
 

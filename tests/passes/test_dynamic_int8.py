@@ -7,7 +7,7 @@ import pytest
 from onnx import checker
 
 from onnxslim_tk.errors import RecipeError
-from onnxslim_tk.graph.edit import drop_unused
+from onnxslim_tk.graph.edit import drop_unused, is_constant
 from onnxslim_tk.graph.model import Model, to_proto
 from onnxslim_tk.measure.observe import observe, observed_shapes
 from onnxslim_tk.measure.runtime import Session, running_operators
@@ -80,6 +80,13 @@ def test_a_product_becomes_one_fused_kernel(name: str) -> None:
     assert set(running_operators(data)) == {"DynamicQuantizeMatMul"}
     # What has no samples has no ranges: other inputs are as good.
     near(proto, model, normal(10, *size, scale=100))
+
+
+def test_a_bias_is_written_second_where_older_runtimes_fuse_it() -> None:
+    body, shape, size, constants = CASES["MatMul of a fixed batch and bias"]
+    model = dynamic(graph(body, shape, len(size), constants))
+    (add,) = (node for node in model.graph.nodes if node.op == "Add")
+    assert [is_constant(tensor) for tensor in add.inputs] == [False, True]
 
 
 def test_readers_of_one_tensor_share_its_quantization() -> None:

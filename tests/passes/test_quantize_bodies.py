@@ -8,7 +8,7 @@ from onnxslim_tk.measure.runtime import running_operators
 from onnxslim_tk.packing import pack
 from onnxslim_tk.passes.quantize import Quantize
 from onnxslim_tk.plan.policy import asked_for
-from tests.models import CONTEXT, model_of, normal, opened, outputs
+from tests.models import CONTEXT, model_of, normal, opened, outputs, since
 from tests.quantized import CONV, EXPECTED, HEAD, W64, context_of, near, quantized, running
 from tests.rows import rows_of
 
@@ -45,6 +45,7 @@ def test_layers_in_bodies_get_int8_weights_and_run_in_float() -> None:
     assert to_proto(model).ByteSize() < 0.4 * proto.ByteSize()
 
 
+@since("1.24", "ends the process where bodies read a convolution outside")
 def test_a_body_that_reads_a_quantized_tensor_gets_its_values() -> None:
     text = f"""{HEAD}
     g (bool c, float[1, 4, 9, 9] x) => (float[A, B, C, D] y) {{

@@ -2,10 +2,11 @@ import pytest
 
 from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.passes.quantize import Quantize
-from tests.models import depthwise_cnn, normal, residual_cnn
+from tests.models import depthwise_cnn, normal, residual_cnn, since
 from tests.quantized import CONV, EXPECTED, feeds_of, graph, near, quantized, running
 
 
+@since("1.20", "flattens in float")
 def test_a_residual_network_runs_in_integers_from_end_to_end() -> None:
     feeds = feeds_of(1, 3, 16, 16)
     model = quantized(residual_cnn(), feeds)
@@ -50,6 +51,7 @@ def test_depthwise_convolutions_get_channels_for_their_fast_kernel(method: Quant
     assert {"Pad": 1, "Slice": 1, "QLinearConv": 2}.items() <= running(model).items()
 
 
+@since("1.20", "flattens in float")
 def test_a_depthwise_network_absorbs_its_clips() -> None:
     feeds = feeds_of(1, 3, 16, 16)
     model = quantized(depthwise_cnn(), feeds)

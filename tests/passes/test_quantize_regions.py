@@ -6,7 +6,7 @@ import pytest
 
 from onnxslim_tk.graph.model import to_proto
 from onnxslim_tk.measure.runtime import running_operators
-from tests.models import model_of, normal, opened, outputs_of
+from tests.models import model_of, normal, opened, outputs_of, since
 from tests.quantized import (
     CONV,
     EXPECTED,
@@ -173,6 +173,7 @@ def test_convolutions_that_pad_by_themselves_run_in_integers(auto: str) -> None:
     assert kinds["QLinearConv"] == 2
 
 
+@since("1.20", "flattens in float")
 def test_pooling_and_flattening_on_the_way_to_a_gemm_stay_in_integers() -> None:
     body = (
         "c = Conv(x, w, b) r = Relu(c) p = MaxPool<kernel_shape=[7,7]>(r) f = Flatten(p) "

@@ -74,6 +74,12 @@ def compressed(opset: int, folder: Path, options: Options) -> Report:
     proto = net(opset)
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, folder / "in.onnx")
+    try:
+        Session(folder / "in.onnx")
+    except SessionError as error:
+        if "needs operator set" in str(error) or "Unsupported model IR" in str(error):
+            pytest.skip(f"the runtime is older than operator set {opset}")
+        raise
     report = optimize(folder / "in.onnx", folder / "out.onnx", options=options)
     assert report.validation.result.file_bytes <= report.validation.original.file_bytes
     result = onnx.load(folder / "out.onnx")

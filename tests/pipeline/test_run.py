@@ -242,6 +242,25 @@ def samples_of_zero() -> dict[str, np.ndarray]:
     return {"x": np.zeros((2, 32), np.float32)}
 
 
+def test_says_why_a_model_of_large_inputs_is_not_timed_without_samples(
+    write: Write, tmp_path: Path
+) -> None:
+    wide = model_of(
+        """<ir_version: 8, opset_import: ["": 17]>
+        wide (float[4096, 8192] x) => (float[4096, 4] y) { y = MatMul(x, w) }""",
+        {"w": normal(0, 8192, 4)},
+    )
+    source, result = write(wide), tmp_path / "out.onnx"
+    report = optimize(source, result, "balanced", options(None))
+    assert report.validation.latency is None
+    assert report.warnings[0].endswith("give --calibration PATH")
+    assert report.warnings[1] == (
+        "no made-up input runs, so nothing is timed: samples: input 'x' must have at most "
+        "16777216 elements to be made up, its shape is (4096, 8192)"
+    )
+    assert result.stat().st_size < source.stat().st_size
+
+
 def test_few_samples_serve_three_times_and_that_is_said(
     model: Path, samples: Samples, tmp_path: Path
 ) -> None:

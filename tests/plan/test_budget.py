@@ -109,6 +109,13 @@ def test_agreement_that_was_asked_for_needs_an_output_that_decides() -> None:
     assert "no output decides between classes" in check.note
 
 
+def test_no_agreement_asked_for_needs_no_output_that_decides() -> None:
+    plain = replace(GOOD, kind="map", top1_agreement=None)
+    checks = verdict([plain], None, Budget(min_agreement=0), 100)
+    assert [check.figure for check in checks] == ["SQNR dB"]
+    assert holds(checks)
+
+
 def test_says_when_samples_are_too_few_to_see_the_drop() -> None:
     (*_, check) = verdict([GOOD], drop(0.0, -0.05, 0.05, 20), Budget(), 20)
     assert check.holds
