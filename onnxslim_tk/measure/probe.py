@@ -1,6 +1,7 @@
 """Probing: what one rewrite alone does to the model's outputs."""
 
 from collections.abc import Callable, Mapping, Sequence
+from math import inf, isfinite, prod
 from typing import Any, Final
 
 import numpy as np
@@ -19,9 +20,10 @@ _MOVERS: Final = ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "F
 class Probe:
     """Measures rewrites of ``model`` by their error at its outputs on ``feeds``.
 
-    Probabilities that a Softmax makes are measured by the scores that go into it, their mean over
-    the classes taken off, which changes nothing: a few samples tell the error of scores, while
-    that of probabilities hangs on the few that are undecided.
+    Probabilities that a Softmax makes count half, in decibels; the scores that go into it, their
+    mean over the classes taken off, count the other half. A few samples tell the error of scores,
+    while that of probabilities hangs on the few that are undecided; but only probabilities tell
+    which scores matter.
     """
 
     def __init__(self, model: Model, feeds: Sequence[Feed]) -> None:
@@ -29,13 +31,12 @@ class Probe:
         self._feeds = feeds
         floats = {o.name for o in Session(to_stored(model)).outputs if _is_float(o)}
         self._places = [k for k, t in enumerate(model.graph.outputs) if t.name in floats]
-        self._names = [str(k) for k in self._places]
         self._reference = self._run(model)
 
     @property
     def measures(self) -> bool:
         """Whether the model has float outputs, the only ones whose error is a number."""
-        return bool(self._names)
+        return bool(self._places)
 
     def error(self, rewrite: Callable[[Model], None]) -> float:
         """The :meth:`difference` that ``rewrite`` makes; it is given a copy to work on."""
@@ -54,33 +55,39 @@ class Probe:
             values = self._run(other)
         except SessionError:
             return float("inf")
-        return float(output_errors(self._names, self._reference, values).mean())
+        errors = []
+        for place in self._places:
+            names = [name for name in (f"{place}", f"{place} scores") if name in values[0]]
+            found = [float(output_errors([n], self._reference, values).mean()) for n in names]
+            errors.append(prod(found) ** (1 / len(found)) if isfinite(sum(found)) else inf)
+        return float(np.mean(errors)) if errors else 0.0
 
     def _run(self, model: Model) -> list[dict[str, NDArray[Any]]]:
-        outputs = [model.graph.outputs[k] for k in self._places]
-        scores = [_scores(tensor) for tensor in outputs]
-        runs = fetch(model, [name for name, _ in scores], self._feeds)
-        return [
-            {
-                place: values[name] if axis is None else _centred(values[name], axis)
-                for place, (name, axis) in zip(self._names, scores, strict=True)
-            }
-            for values in runs
-        ]
+        outputs = {place: model.graph.outputs[place] for place in self._places}
+        scores = {place: _scores(tensor) for place, tensor in outputs.items()}
+        names = [tensor.name for tensor in outputs.values()]
+        behind = [name for name, _ in filter(None, scores.values())]
+        found = []
+        for values in fetch(model, [*names, *behind], self._feeds):
+            run = {f"{place}": values[tensor.name] for place, tensor in outputs.items()}
+            for place, (name, axis) in ((k, v) for k, v in scores.items() if v is not None):
+                run[f"{place} scores"] = _centred(values[name], axis).reshape(-1)
+            found.append(run)
+        return found
 
 
 def _is_float(info: TensorInfo) -> bool:
     return info.dtype is not None and info.dtype.kind == "f"
 
 
-def _scores(output: Tensor) -> tuple[str, int | None]:
-    """What a Softmax that makes ``output`` reads, and its axis; else the output itself."""
+def _scores(output: Tensor) -> tuple[str, int] | None:
+    """What a Softmax that makes ``output`` reads, and its axis; None where none does."""
     tensor = output
     while tensor.inputs and tensor.inputs[0].op in _MOVERS:
         tensor = tensor.inputs[0].inputs[0]
     maker = tensor.inputs[0] if tensor.inputs else None
     if maker is None or maker.op not in ("Softmax", "LogSoftmax") or not maker.inputs[0].inputs:
-        return output.name, None
+        return None
     return maker.inputs[0].name, int(maker.attrs.get("axis", -1))
 
 

@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import inf
+from math import inf, log10
 from pathlib import Path
+from typing import Final
 
 from onnxslim_tk.errors import CalibrationError, SessionError
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.graph.weights import Stored
 from onnxslim_tk.measure.foreign import Operator, foreign_operators, runnable_part
+from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.measure.runtime import Feed, Session, TensorInfo
 from onnxslim_tk.measure.samples import Samples, Split, random_feed, split
 from onnxslim_tk.measure.validate import Faithfulness, faithfulness
@@ -23,6 +25,8 @@ from onnxslim_tk.plan.policy import alternatives
 from onnxslim_tk.plan.recipe import Recipe, recipe_data
 from onnxslim_tk.plan.sizing import is_graded
 from onnxslim_tk.version import VERSION
+
+_SILENT: Final = 1e-20
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +158,7 @@ class Workshop:
         return replace(self.budget, max_size=None) != Budget()
 
     def quality(self, attempt: Attempt) -> tuple[tuple[Check, ...], float]:
-        """The budget's checks of an attempt, and its outputs' lowest signal-to-noise ratio in dB.
+        """The budget's checks of an attempt, and its outputs' signal-to-noise ratio in dB.
 
         Both on the samples for choosing. Raises SessionError where the original doesn't run on
         them.
@@ -167,8 +171,20 @@ class Workshop:
         except SessionError:
             self.check_original()
             return (Check("model", "runs that fail", 1.0, 0.0, False),), -inf
-        worst = min((output.sqnr_db for output in found.outputs), default=inf)
-        return self.checks(found, size), worst
+        return self.checks(found, size), self._nearness(attempt, found)
+
+    def _nearness(self, attempt: Attempt, found: Faithfulness) -> float:
+        if self._probe is not None:
+            return -10 * log10(max(self._probe.difference(attempt.model), _SILENT))
+        return min((output.sqnr_db for output in found.outputs), default=inf)
+
+    @cached_property
+    def _probe(self) -> Probe | None:
+        """What tells how near the outputs of an attempt are, on the samples for choosing."""
+        if self.parts is None or self.foreign:
+            return None
+        probe = Probe(self.model, self.parts.choose.feeds)
+        return probe if probe.measures else None
 
     def check_original(self) -> None:
         """Raise SessionError for samples that the original cannot run: no attempt's fault."""

@@ -1,6 +1,7 @@
 """Sizing by measured errors: bits go where the model's outputs feel them."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.pipeline.stepping import Measured
@@ -8,6 +9,8 @@ from onnxslim_tk.plan.policy import alternatives, asked_for, trimmed
 from onnxslim_tk.plan.proposal import Context, Proposal
 from onnxslim_tk.plan.recipe import Stage
 from onnxslim_tk.plan.sizing import is_graded, sized
+
+_ROUNDS: Final = 4
 
 
 class Sizing:
@@ -28,13 +31,21 @@ class Sizing:
         groups = [g for g in alternatives(proposals) if is_graded(g) and g[0].error > 0]
         if groups:
             first = [group[0] for group in groups]
+            asked = {group[0].targets: group[0].bytes_saved for group in groups}
             known = self._measured.rows(stage, proposals, first, model, context)
             chosen = sized(known, self.extra)
-            # What is far from the setting asked for is too far to be told by that one's error.
-            asked = {id(group[0]) for group in alternatives(known)}
-            moved = [p for p in chosen if id(p) not in asked and p.error > 0]
-            known = self._measured.rows(stage, proposals, moved, model, context)
-            return sized(known, self.extra)
+            for _ in range(_ROUNDS):
+                # Of coarser settings those are taken whose errors are foretold too small.
+                coarser = [
+                    p
+                    for p in chosen
+                    if not p.measured and p.bytes_saved > asked.get(p.targets, p.bytes_saved)
+                ]
+                if not coarser:
+                    break
+                known = self._measured.rows(stage, proposals, coarser, model, context)
+                chosen = sized(known, self.extra)
+            return chosen
         rows = [g for g in alternatives(proposals) if len(g) > 1 and g[0].cost_saved > 0]
         if not rows:
             return asked_for(proposals)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+import numpy as np
+
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.measure.runtime import Feed
@@ -14,7 +16,10 @@ from onnxslim_tk.plan.recipe import Stage
 
 TOLERANCES: Final = (0.5, 0.25, 0.1, 0.03, 0.01, 0.0)
 """Shares of the summed error of all rows asked for that a step back still allows."""
-_PROBE_SAMPLES: Final = 6
+# Small inputs bring few positions each, so more of them are needed to tell an error.
+_FEWEST_SAMPLES: Final = 6
+_MOST_SAMPLES: Final = 12
+_ENOUGH_VALUES: Final = 600_000
 _MUCH: Final = 0.03
 
 
@@ -32,7 +37,9 @@ class Measured:
     """Errors of rows, each probed alone, once; kept by method, targets and setting."""
 
     def __init__(self, feeds: Sequence[Feed], progress: Progress) -> None:
-        self._feeds = feeds[:_PROBE_SAMPLES]
+        size = sum(np.asarray(value).size for value in feeds[0].values()) if feeds else 0
+        count = min(max(_ENOUGH_VALUES // max(size, 1), _FEWEST_SAMPLES), _MOST_SAMPLES)
+        self._feeds = feeds[:count]
         self._progress = progress
         self._errors: dict[Key, float] = {}
 

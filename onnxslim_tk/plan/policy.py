@@ -173,6 +173,7 @@ def rescaled(proposals: Sequence[Proposal], measured: Mapping[Key, float]) -> li
         base = group[0].error
         for proposal in group:
             error = first * (proposal.error / base if base > 0 else 1.0)
-            error = measured.get(key_of(proposal), error)
-            result.append(replace(proposal, error=error, measured=True))
+            own = measured.get(key_of(proposal))
+            told = error if own is None else own
+            result.append(replace(proposal, error=told, measured=own is not None))
     return result
