@@ -22,7 +22,7 @@ class WeightGrid:
 
     def dense(self, layer: Layer) -> Array:
         """The float weight that the values stand for."""
-        return np.asarray(self.values.astype(np.float32) * layer.along(self.scales))
+        return np.multiply(self.values, layer.along(self.scales), dtype=np.float32)
 
 
 def weight_grid(layer: Layer, bits: int = 8) -> WeightGrid:
@@ -31,7 +31,7 @@ def weight_grid(layer: Layer, bits: int = 8) -> WeightGrid:
         values = np.asarray(layer.stored.values)
         scales = np.broadcast_to(layer.scale.astype(np.float32), (prod(layer.scale_shape),))
         return WeightGrid(values, scales.copy())
-    flat = layer.by_channel(layer.weight).astype(np.float64)
+    flat = layer.by_channel(layer.weight)
     scales = symmetric_scales(flat, bits).astype(np.float32)
     values = to_grid(flat, scales.astype(np.float64), bits)
     return WeightGrid(layer.from_channels(values), scales)
