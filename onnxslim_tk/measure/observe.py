@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model, to_parts
-from onnxslim_tk.graph.weights import Stored
+from onnxslim_tk.graph.stored import Stored
 from onnxslim_tk.kernels.ranges import Histogram
 from onnxslim_tk.measure.foreign import behind_foreign, prune
-from onnxslim_tk.measure.runtime import Feed, Session
+from onnxslim_tk.measure.runtime import Feed, Session, is_big
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -90,13 +90,19 @@ def fetch(model: Model, names: Sequence[str], feeds: Iterable[Feed]) -> Iterator
     """The named inner tensors for each feed, one dict a feed; inputs of the model included."""
     inputs = {tensor.name for tensor in model.graph.inputs}
     wanted = [name for name in dict.fromkeys(names) if name not in inputs]
-    session = Session(with_outputs(model, wanted)) if wanted else None
+    session = _session(model, wanted) if wanted else None
     for feed in feeds:
         values = {name: np.asarray(feed[name]) for name in names if name in inputs}
         if session is not None:
             needed = {info.name for info in session.inputs}
             values |= session.run({k: v for k, v in feed.items() if k in needed}, wanted)
         yield values
+
+
+def _session(model: Model, names: Sequence[str]) -> Session:
+    """A session that gives out ``names``, of a big model with its weights where they lie."""
+    part = with_outputs(model, names)
+    return Session(part, prepack=not is_big(part))
 
 
 def observed_shapes(model: Model, feed: Feed) -> dict[str, tuple[int, ...]]:
@@ -107,7 +113,7 @@ def observed_shapes(model: Model, feed: Feed) -> dict[str, tuple[int, ...]]:
     shapes = {name: tuple(np.asarray(value).shape) for name, value in feed.items()}
     names = inner_tensors(model)
     if names:
-        session = Session(with_outputs(model, names))
+        session = _session(model, names)
         needed = {info.name for info in session.inputs}
         values = session.run({k: v for k, v in feed.items() if k in needed})
         shapes |= {name: tuple(value.shape) for name, value in values.items()}

@@ -12,7 +12,7 @@ import numpy as np
 from onnxslim_tk.graph.edit import constants
 from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.model import Model
-from onnxslim_tk.graph.weights import Stored
+from onnxslim_tk.graph.stored import Stored
 
 _SAMPLED: Final = 1 << 28
 """Bytes of a model from which on not all of it is zipped, but pieces from all over it."""

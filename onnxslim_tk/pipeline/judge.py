@@ -6,8 +6,9 @@ import onnx
 
 from onnxslim_tk.errors import ModelError
 from onnxslim_tk.graph.formats import number_formats, told
-from onnxslim_tk.graph.model import SEPARATE_WEIGHTS, Model
-from onnxslim_tk.graph.weights import Stored
+from onnxslim_tk.graph.message import SEPARATE_WEIGHTS
+from onnxslim_tk.graph.model import Model
+from onnxslim_tk.graph.stored import Stored
 from onnxslim_tk.measure.foreign import spelled
 from onnxslim_tk.measure.observe import observed_shapes
 from onnxslim_tk.measure.runtime import Feed, runtime_version
