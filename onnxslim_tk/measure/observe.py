@@ -7,10 +7,12 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model, to_parts
+from onnxslim_tk.graph.order import ordered
 from onnxslim_tk.graph.stored import Stored
 from onnxslim_tk.kernels.ranges import Histogram
 from onnxslim_tk.measure.foreign import behind_foreign, prune
@@ -24,6 +26,7 @@ _RANGE_VALUES: Final = 32768
 _FEWEST_ROWS: Final = 2000
 _MOST_ROWS: Final = 12000
 _ROWS_PER_COLUMN: Final = 4
+_DECODING: Final = ("Cast", "DequantizeLinear", "Mul", "Transpose")
 _FLUSH_VALUES: Final = 1 << 23
 
 
@@ -73,13 +76,23 @@ def with_outputs(model: Model, names: Iterable[str]) -> Stored:
 
 def inner_tensors(model: Model) -> list[str]:
     """Names of all activations of the outermost graph that a run can give out."""
-    behind = behind_foreign(model)
+    behind = behind_foreign(model) | _decoded(model)
     return [
         tensor.name
         for node in model.graph.nodes
         for tensor in node.outputs
         if tensor.name and tensor.name not in behind and not _depends_on_nothing(node)
     ]
+
+
+def _decoded(model: Model) -> set[str]:
+    """Names of weights that are made of values and a scale, both constants."""
+    found: set[str] = set()
+    for node in ordered(model.graph):
+        fixed = all(isinstance(t, gs.Constant) or t.name in found for t in node.inputs)
+        if node.op in _DECODING and fixed:
+            found.update(tensor.name for tensor in node.outputs)
+    return found
 
 
 def _depends_on_nothing(node: Any) -> bool:
@@ -102,7 +115,7 @@ def fetch(model: Model, names: Sequence[str], feeds: Iterable[Feed]) -> Iterator
 def _session(model: Model, names: Sequence[str]) -> Session:
     """A session that gives out ``names``, of a big model with its weights where they lie."""
     part = with_outputs(model, names)
-    return Session(part, prepack=not is_big(part))
+    return Session(part, lean=is_big(part))
 
 
 def observed_shapes(model: Model, feed: Feed) -> dict[str, tuple[int, ...]]:

@@ -65,6 +65,8 @@ _BIG: Final = 1 << 28
 """Bytes of weights from which on the runtime is lent arrays instead of one message."""
 _TOGETHER: Final = 1 << 30
 """Bytes of models that are loaded at once; bigger ones are one after the other."""
+_PLAIN_ORDER: Final = "session.disable_prepacking"
+_LEFT_OUT: Final = "optimization.disable_specified_optimizers"
 _FOLDER: Final = "session.model_external_initializers_file_folder_path"
 _LENT: Final = 1 << 20
 """Bytes of the smallest array that is lent: the runtime reads small constants while it loads."""
@@ -87,16 +89,16 @@ class TensorInfo:
 class Session:
     """A model loaded for running on the CPU.
 
-    ``optimize=False`` runs the graph as it is written. ``prepack=False`` lets weights lie as they
-    are instead of copying them into the order that kernels like best: loading takes no memory
-    then, and running more time. One thread, the default, repeats its results to the bit. Raises
+    ``optimize=False`` runs the graph as it is written. ``lean`` leaves weights as they lie, neither
+    decoded at load nor copied into the order that kernels like best: loading takes no memory then,
+    and running more time. One thread, the default, repeats its results to the bit. Raises
     SessionError when the runtime refuses the model.
     """
 
     def __init__(
-        self, model: Opened, *, optimize: bool = True, threads: int = 1, prepack: bool = True
+        self, model: Opened, *, optimize: bool = True, threads: int = 1, lean: bool = False
     ) -> None:
-        self._session = _open(model, _options(optimize, threads, prepack))
+        self._session = _open(model, _options(optimize, threads, lean))
         try:
             self.inputs = tuple(_info(value) for value in self._session.get_inputs())
             self.outputs = tuple(_info(value) for value in self._session.get_outputs())
@@ -133,7 +135,8 @@ def running_operators(model: Opened) -> Counter[str]:
     """
     with tempfile.TemporaryDirectory(prefix="onnxslim-") as folder:
         path = Path(folder) / "optimized.onnx"
-        options = _options(optimize=True, threads=1, prepack=False)
+        options = _options(optimize=True, threads=1)
+        options.add_session_config_entry(_PLAIN_ORDER, "1")
         options.optimized_model_filepath = str(path)
         # Beside the graph, so that a big model stays under protobuf's 2 GB and parses fast.
         options.add_session_config_entry(
@@ -153,7 +156,7 @@ def fit_together(*models: Opened) -> bool:
 
 
 def is_big(model: Opened) -> bool:
-    """Whether a model is better run with its weights where they are than copied."""
+    """Whether a model is better run with its weights where they are than decoded and copied."""
     return _size(model) >= _BIG
 
 
@@ -166,14 +169,15 @@ def runtime_version() -> str:
     return str(ort.__version__)
 
 
-def _options(optimize: bool, threads: int, prepack: bool) -> Any:
+def _options(optimize: bool, threads: int, lean: bool = False) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    if not prepack:
-        options.add_session_config_entry("session.disable_prepacking", "1")
+    if lean:
+        options.add_session_config_entry(_PLAIN_ORDER, "1")
+        options.add_session_config_entry(_LEFT_OUT, "ConstantFolding")
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     return options

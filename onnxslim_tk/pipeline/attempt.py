@@ -11,7 +11,7 @@ from onnxslim_tk.errors import CalibrationError, SessionError
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.graph.stored import Stored
 from onnxslim_tk.measure.foreign import Operator, foreign_operators, runnable_part
-from onnxslim_tk.measure.runtime import Feed, Session, TensorInfo
+from onnxslim_tk.measure.runtime import Feed, Session, TensorInfo, is_big
 from onnxslim_tk.measure.samples import Samples, Split, random_feed, split
 from onnxslim_tk.measure.validate import Faithfulness, faithfulness
 from onnxslim_tk.packing import PackedTensor
@@ -93,7 +93,7 @@ class Workshop:
             part = self.runnable(self.data)
             if part is None:
                 return None
-            Session(part, prepack=False).run(feed)
+            Session(part, lean=is_big(part)).run(feed)
         except (CalibrationError, SessionError):
             return None
         return feed
