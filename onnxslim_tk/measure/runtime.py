@@ -178,6 +178,8 @@ def _options(optimize: bool, threads: int, lean: bool = False) -> Any:
     if lean:
         options.add_session_config_entry(_PLAIN_ORDER, "1")
         options.add_session_config_entry(_LEFT_OUT, "ConstantFolding")
+        # By default, all weights would be decoded before the first of them is read.
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     return options
