@@ -27,6 +27,7 @@ _NARROWER: dict[str, tuple[np.dtype[Any], ...]] = {
     "int64": (np.dtype(np.int8), np.dtype(np.uint8), np.dtype(np.int16), np.dtype(np.int32)),
 }
 
+_BLOCK = 1 << 20
 _SPARSE = 0.9
 """A tensor that keeps a larger part of its values than this is stored densely."""
 
@@ -116,9 +117,9 @@ def gaps(facts: Inspection, chain: Chain, width: int) -> str | None:
     A distance beyond what ``width`` bits hold is bridged with entries of background.
     """
     size = facts.kept.size
-    positions = np.flatnonzero(facts.kept)
-    if not 0 < positions.size < _SPARSE * size / 2:
+    if not 0 < np.count_nonzero(facts.kept) < _SPARSE * size / 2:
         return None
+    positions = np.flatnonzero(facts.kept)
     longest = 255 if width == 8 else 1 << width
     distance = np.diff(positions, prepend=-1)
     bridges = (distance - 1) // longest
@@ -147,7 +148,7 @@ def gaps(facts: Inspection, chain: Chain, width: int) -> str | None:
 def tail(facts: Inspection, chain: Chain) -> str | None:
     """Nothing but zero bits from some place of the second axis on: what comes before, and zeros."""
     array = facts.array
-    if array.ndim < 2 or not array.size:
+    if array.ndim < 2 or not array.size or bits(array[:, -1]).any():
         return None
     columns = bits(np.ascontiguousarray(np.moveaxis(array, 1, 0))).reshape(array.shape[1], -1)
     used = np.flatnonzero(columns.any(axis=1))
@@ -219,7 +220,12 @@ def _cast(chain: Chain, array: NDArray[Any], dtype: np.dtype[Any]) -> str:
 
 def _exact(array: NDArray[Any], dtype: np.dtype[Any]) -> bool:
     # Whether a cast keeps the payload of a NaN is up to the hardware.
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        return False
+    flat = array.reshape(-1)
     with np.errstate(over="ignore"):
-        return bool(np.array_equal(bits(array), bits(array.astype(dtype).astype(array.dtype))))
+        for first in range(0, flat.size, _BLOCK):
+            part = flat[first : first + _BLOCK]
+            if part.dtype.kind == "f" and not np.isfinite(part).all():
+                return False
+            if not np.array_equal(bits(part), bits(part.astype(dtype).astype(part.dtype))):
+                return False
+    return True

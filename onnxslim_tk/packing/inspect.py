@@ -14,6 +14,7 @@ ENTRIES = 256
 _WIDEST = 8
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 _SAMPLE = 1 << 14
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +53,16 @@ def inspect(array: NDArray[Any]) -> Inspection:
     background = np.zeros(1, array.dtype)
     if 1 in codebooks:
         single = codebooks[1]
-        background = single.entries[np.bincount(single.codes).argmax()]
+        background = single.entries[_counts(single.codes).argmax()]
     return Inspection(array, codebooks, background, flat != bits(background)[0])
+
+
+def _counts(codes: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How often each code stands there; block by block, for they are widened to be counted."""
+    counts = np.zeros(ENTRIES, np.int64)
+    for first in range(0, codes.size, _BLOCK):
+        counts += np.bincount(codes[first : first + _BLOCK], minlength=ENTRIES)
+    return counts
 
 
 def _codebooks(flat: NDArray[Any], dtype: np.dtype[Any]) -> dict[int, Codebook]:
@@ -62,26 +71,62 @@ def _codebooks(flat: NDArray[Any], dtype: np.dtype[Any]) -> dict[int, Codebook]:
     values = _distinct(flat, ENTRIES * _WIDEST)
     if values is None:
         return found
-    entries, codes, width = values[:, None], np.searchsorted(values, flat).astype(np.int32), 1
+    entries, codes, width = values[:, None], _places(values, flat), 1
     while True:
         if len(entries) <= ENTRIES:
             book = np.ascontiguousarray(entries).view(dtype)
-            found[width] = Codebook(book, codes.astype(np.uint8))
-        if width == _WIDEST or codes.size % 2:
+            found[width] = Codebook(book, codes.astype(np.uint8, copy=False))
+        limit = ENTRIES * _WIDEST // (2 * width)
+        if width == _WIDEST or codes.size % 2 or _exceeds(_keys(codes[:_SAMPLE], entries), limit):
             return found
-        keys = codes[0::2] * np.int32(len(entries)) + codes[1::2]
-        pairs = _distinct(keys, ENTRIES * _WIDEST // (2 * width))
+        keys = _keys(codes, entries)
+        pairs = _distinct(keys, limit)
         if pairs is None:
             return found
         first, second = np.divmod(pairs, len(entries))
         entries = np.concatenate([entries[first], entries[second]], axis=1)
-        codes = np.searchsorted(pairs, keys).astype(np.int32)
+        codes = _places(pairs, keys)
         width *= 2
+
+
+def _keys(codes: NDArray[Any], entries: NDArray[Any]) -> NDArray[np.int32]:
+    """One number for each two neighbouring codes."""
+    keys: NDArray[np.int32] = codes[0::2].astype(np.int32) * np.int32(len(entries))
+    keys += codes[1::2]
+    return keys
+
+
+def _places(values: NDArray[Any], flat: NDArray[Any]) -> NDArray[Any]:
+    """Return where in the sorted ``values`` each of ``flat`` stands, which are all among them."""
+    kind = np.min_scalar_type(len(values) - 1)
+    if flat.itemsize == 1:
+        table = np.zeros(256, kind)
+        table[values] = np.arange(len(values))
+        return np.asarray(table[flat])
+    codes = np.empty(flat.shape, kind)
+    for first in range(0, flat.size, _BLOCK):
+        part = slice(first, first + _BLOCK)
+        codes[part] = np.searchsorted(values, flat[part])
+    return codes
+
+
+def _exceeds(values: NDArray[Any], limit: int) -> bool:
+    return len(np.unique(values)) > limit
 
 
 def _distinct(values: NDArray[Any], limit: int) -> NDArray[Any] | None:
     """Return the sorted distinct values, or None where there are more than ``limit``."""
-    if len(np.unique(values[:_SAMPLE])) > limit:
+    if _exceeds(values[:_SAMPLE], limit):
         return None
-    found = np.unique(values)
-    return found if len(found) <= limit else None
+    found = values[:0]
+    for first in range(0, values.size, _BLOCK):
+        found = np.union1d(found, _unique(values[first : first + _BLOCK]))
+        if len(found) > limit:
+            return None
+    return found
+
+
+def _unique(values: NDArray[Any]) -> NDArray[Any]:
+    if values.itemsize > 1:
+        return np.unique(values)
+    return np.flatnonzero(_counts(values)).astype(values.dtype)

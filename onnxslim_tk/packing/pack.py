@@ -17,7 +17,7 @@ from onnxslim_tk.packing.alias import alias
 from onnxslim_tk.packing.chain import Chain, Pool, Tables, stored_size
 from onnxslim_tk.packing.decode import decode
 from onnxslim_tk.packing.encode import ENCODINGS, Encoding
-from onnxslim_tk.packing.inspect import inspect
+from onnxslim_tk.packing.inspect import bits, inspect
 from onnxslim_tk.packing.operators import LIMIT, UndecodableError
 from onnxslim_tk.packing.scopes import (
     STANDARD_DOMAINS,
@@ -105,9 +105,12 @@ def packed_bytes(values: NDArray[Any], opset: int = 17) -> int:
     Tables that all tensors of a model share are not counted, aliases of other tensors not seen.
     """
     array = np.ascontiguousarray(values)
-    plain = stored_size(numpy_helper.from_array(array, "ww"))
     if array.nbytes < _SMALLEST:
-        return plain
+        return stored_size(numpy_helper.from_array(array, "ww"))
+    beside, tensor = Weights(), numpy_helper.from_array(array[:0], "ww")
+    tensor.dims[:] = array.shape
+    beside.put(tensor, array)
+    plain = beside.stored_size(tensor)
     option = _best(tuple(_options(array, opset)), plain)
     return plain if option is None else option.size
 
@@ -194,7 +197,7 @@ class _Bench:
         except UndecodableError:
             return False
         same_kind = decoded.dtype == array.dtype and decoded.shape == array.shape
-        return same_kind and decoded.tobytes() == array.tobytes()
+        return same_kind and np.array_equal(bits(decoded), bits(array))
 
 
 def _targets(found: list[Scope], opset: int, weights: Weights) -> Iterator[_Target]:

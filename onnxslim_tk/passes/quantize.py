@@ -94,7 +94,7 @@ class Quantize:
             if row is None:
                 continue
             tuned = context.tuned(self, layer.names) or self
-            grid, before = weight_grid(layer, tuned.weight_bits), layer.matrix()
+            grid = weight_grid(layer, tuned.weight_bits)
             if layer.kind == "Gather":
                 gather_rows(model, layer, grid)
                 continue
@@ -106,7 +106,7 @@ class Quantize:
             corrects = tuned.bias_correction != "none" and layer.is_dense
             if corrects and context.statistics is not None:
                 after = layer.to_matrix(grid.dense(layer)).astype(np.float64)
-                shift_means(model, layer, before, after, context.statistics, outputs)
+                shift_means(model, layer, layer.matrix(), after, context.statistics, outputs)
             if row.setting == "integer":
                 integer.append((layer, grid))
             elif layer.is_dense:

@@ -49,3 +49,21 @@ def test_gives_up_on_many_distinct_values() -> None:
     facts = inspect(np.arange(4096, dtype=np.float32))
     assert facts.codebooks == {}
     assert facts.kept.sum() == 4095
+
+
+@given(
+    st.sampled_from([np.float32, np.uint8, np.int32]).flatmap(
+        lambda dtype: arrays(dtype, st.integers(1, 200), elements=st.integers(0, 120))
+    ),
+    st.integers(1, 60),
+)
+def test_block_by_block_finds_the_same(array: NDArray[Any], block: int) -> None:
+    whole = inspect(array)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onnxslim_tk.packing.inspect._BLOCK", block)
+        parts = inspect(array)
+    assert parts.codebooks.keys() == whole.codebooks.keys()
+    for width, book in whole.codebooks.items():
+        np.testing.assert_array_equal(parts.codebooks[width].entries, book.entries)
+        np.testing.assert_array_equal(parts.codebooks[width].codes, book.codes)
+    assert parts.background == whole.background

@@ -4,7 +4,7 @@ import numpy as np
 
 from onnxslim_tk import demo
 from onnxslim_tk.graph.model import Model
-from onnxslim_tk.graph.weights import Stored
+from onnxslim_tk.graph.stored import Stored
 from onnxslim_tk.measure.observe import observe
 from onnxslim_tk.measure.runtime import Feed, Session
 from onnxslim_tk.passes.quantize import Quantize
