@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.edit import drop_unused
-from onnxslim_tk.graph.layers import Layer, layers
+from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.model import Model, to_proto
 from onnxslim_tk.kernels.ranges import METHODS
 from onnxslim_tk.measure.observe import observe
@@ -18,9 +18,9 @@ from onnxslim_tk.packing import pack
 from onnxslim_tk.passes.quantize import Quantize
 from onnxslim_tk.plan.policy import asked_for
 from onnxslim_tk.plan.proposal import Context, Proposal, Refusal
-from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU
 from tests.models import (
     CONTEXT,
+    SLOW_FLOATS,
     chain_cnn,
     depthwise_cnn,
     digest,
@@ -51,9 +51,9 @@ def feeds_of(*shape: int, count: int = 6) -> list[dict[str, NDArray[Any]]]:
 
 def context_of(model: Model, feeds: Feeds, **more: Any) -> Context:
     if not feeds:
-        return Context(ONNXRUNTIME_CPU, **more)
+        return Context(SLOW_FLOATS, **more)
     found = observe(model, feeds, frozenset({"mean", "range"}), 0)
-    return Context(ONNXRUNTIME_CPU, statistics=found, feeds=feeds, shapes=found.shapes, **more)
+    return Context(SLOW_FLOATS, statistics=found, feeds=feeds, shapes=found.shapes, **more)
 
 
 def rows_of(model: Model, context: Context, method: Quantize) -> list[Proposal]:
@@ -275,18 +275,18 @@ def test_odd_input_channels_are_filled_up_where_that_pays(size: int, pads: int) 
 
 @pytest.mark.parametrize("method", [EXPECTED, Quantize()])
 def test_depthwise_convolutions_get_channels_for_their_fast_kernel(method: Quantize) -> None:
-    body = "c = Conv<pads=[1,1,1,1], group=20>(x, w, b) h = HardSwish(c) y = Conv(h, v)"
+    body = "c = Conv<pads=[2,2,2,2], group=40>(x, w, b) h = HardSwish(c) y = Conv(h, v)"
     constants = {
-        "w": normal(0, 20, 1, 3, 3, scale=0.4),
-        "b": normal(1, 20),
-        "v": normal(2, 8, 20, 1, 1, scale=0.3),
+        "w": normal(0, 40, 1, 5, 5, scale=0.25),
+        "b": normal(1, 40),
+        "v": normal(2, 8, 40, 1, 1, scale=0.2),
     }
-    proto = graph(body, "1, 20, 30, 30", 4, constants)
-    feeds = feeds_of(1, 20, 30, 30)
+    proto = graph(body, "1, 40, 12, 12", 4, constants)
+    feeds = feeds_of(1, 40, 12, 12)
     model = quantized(proto, feeds, method)
     near(proto, model, feeds[0], 25)
     (widened,) = (layer for layer in layers(model) if layer.groups > 1)
-    assert (widened.groups, widened.channels) == (32, 32)
+    assert (widened.groups, widened.channels) == (48, 48)
     assert {"Pad": 1, "Slice": 1, "QLinearConv": 2}.items() <= running(model).items()
 
 
@@ -430,8 +430,8 @@ def test_an_older_model_is_raised_and_an_outdated_one_left() -> None:
         entry.version = 6
     old = opened(proto)
     before = digest(old)
-    assert set(refusals_of(old, Context(ONNXRUNTIME_CPU))) == {"c", "y"}
-    assert "below 7 are not supported" in refusals_of(old, Context(ONNXRUNTIME_CPU))["c"]
+    assert set(refusals_of(old, Context(SLOW_FLOATS))) == {"c", "y"}
+    assert "below 7 are not supported" in refusals_of(old, Context(SLOW_FLOATS))["c"]
     assert digest(old) == before
 
 
@@ -460,11 +460,11 @@ def test_weights_alone_are_those_of_the_grid_and_run_in_float() -> None:
 
 def test_without_samples_there_are_weights_alone() -> None:
     model = opened(chain_cnn())
-    rows = rows_of(model, Context(ONNXRUNTIME_CPU), EXPECTED)
+    rows = rows_of(model, Context(SLOW_FLOATS), EXPECTED)
     assert {row.setting for row in rows} == {"float"}
     integer = Proposal(("c1",), "quantize", "integer")
     with pytest.raises(RecipeError, match="'c1' cannot run in integers without samples"):
-        EXPECTED.apply(model, [integer], Context(ONNXRUNTIME_CPU))
+        EXPECTED.apply(model, [integer], Context(SLOW_FLOATS))
 
 
 def test_a_big_bias_over_tiny_weights_stays_within_its_bits() -> None:
@@ -549,7 +549,7 @@ def test_says_why_a_layer_is_left_alone(reason: str) -> None:
     if "Gather" in body:
         constants = constants | {"q": np.ones((64, 16), np.int8)}
     proto = graph(body, "A, B", 3 if "Gather" in body else 2, constants)
-    found = refusals_of(opened(proto), Context(ONNXRUNTIME_CPU), Quantize(activations=False))
+    found = refusals_of(opened(proto), Context(SLOW_FLOATS), Quantize(activations=False))
     assert set(found.values()) == {reason}
 
 
@@ -558,7 +558,7 @@ def test_what_is_quantized_is_not_quantized_again(activations: bool) -> None:
     method = Quantize(activations=activations, bias_correction="none")
     feeds = feeds_of(1, 3, 16, 16)
     model = quantized(chain_cnn(), feeds if activations else [], method)
-    again = context_of(model, feeds) if activations else Context(ONNXRUNTIME_CPU)
+    again = context_of(model, feeds) if activations else Context(SLOW_FLOATS)
     assert not rows_of(model, again, method)
     assert refusals_of(model, again, method) == dict.fromkeys(
         ["c1", "c2", "y"], "quantized already"
@@ -737,12 +737,10 @@ def test_expected_errors_and_savings_are_in_the_right_order() -> None:
     layer_rows: dict[str, list[Proposal]] = {}
     for row in rows:
         layer_rows.setdefault(row.targets[0], []).append(row)
-    known: dict[str, Layer] = {layer.id: layer for layer in layers(model)}
-    for key, (integer, float_) in layer_rows.items():
+    for integer, float_ in layer_rows.values():
         assert (integer.setting, float_.setting) == ("integer", "float")
         assert 0 < float_.error < integer.error < 1e-2
         assert 0 == float_.cost_saved < integer.cost_saved
-        assert integer.cost_saved < (known[key].macs(context.shapes) or 0)
 
 
 W64 = normal(7, 64, 64, scale=0.2)

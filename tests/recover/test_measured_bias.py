@@ -10,8 +10,8 @@ from onnxslim_tk.measure.runtime import Feed, Session
 from onnxslim_tk.passes.quantize import Quantize
 from onnxslim_tk.pipeline.files import load, packed
 from onnxslim_tk.plan.proposal import Context, Proposal
-from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU
 from onnxslim_tk.recover.measured_bias import FloatMeans, channel_means
+from tests.models import SLOW_FLOATS
 
 
 def feeds_of(count: int) -> list[Feed]:
@@ -23,7 +23,7 @@ def quantized(kind: Literal["none", "expected", "measured"], feeds: list[Feed]) 
     model = load(demo.MODEL)
     wanted = frozenset({"mean", "range"})
     statistics = observe(model, feeds, wanted, seed=0)
-    context = Context(ONNXRUNTIME_CPU, statistics, feeds, statistics.shapes)
+    context = Context(SLOW_FLOATS, statistics, feeds, statistics.shapes)
     method = Quantize(bias_correction=kind)
     rows = [row for row in method.propose(model, context) if isinstance(row, Proposal)]
     method.apply(model, [row for row in rows if row.setting == "integer"], context)
@@ -59,7 +59,7 @@ def test_restores_the_means_of_layers_whose_bias_went_astray() -> None:
     names = [node.outputs[0].name for node in convolutions]
     wanted = channel_means(model, names, feeds)
     statistics = observe(model, feeds, frozenset({"mean", "range"}), seed=0)
-    context = Context(ONNXRUNTIME_CPU, statistics, (), statistics.shapes)
+    context = Context(SLOW_FLOATS, statistics, (), statistics.shapes)
     method = Quantize()
     rows = [row for row in method.propose(model, context) if isinstance(row, Proposal)]
     method.apply(model, [row for row in rows if row.setting == "integer"], context)
@@ -77,7 +77,7 @@ def test_takes_back_what_brings_the_outputs_no_closer() -> None:
     convolutions = [node for node in model.graph.nodes if node.op == "Conv"]
     means = FloatMeans(model, convolutions, feeds)
     statistics = observe(model, feeds, frozenset({"mean", "range"}), seed=0)
-    context = Context(ONNXRUNTIME_CPU, statistics, (), statistics.shapes)
+    context = Context(SLOW_FLOATS, statistics, (), statistics.shapes)
     method = Quantize()
     rows = [row for row in method.propose(model, context) if isinstance(row, Proposal)]
     method.apply(model, [row for row in rows if row.setting == "integer"], context)
