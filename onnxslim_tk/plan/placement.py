@@ -20,6 +20,8 @@ _PRODUCTS: Final = ("Gemm", "MatMul")
 # What the runtime computes together with a float convolution.
 _FUSED: Final = ("Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
 _INTEGER, _FLOAT = 0, 1
+# A tensor of more dimensions is an image, or a stack of them.
+_MATRICES: Final = 3
 # Capacities are whole numbers of 32 bits.
 _FINEST: Final = 1000.0
 _MOST: Final = 2.0**28
@@ -282,15 +284,18 @@ def _border(
     absorbed = {id(n) for gate in regions.gates if gate.inner is not None for n in (gate.inner,)}
     readers = [node for node in tensor.outputs if id(node) not in absorbed]
     inside = tuple(dict.fromkeys(id(node) for node in readers if id(node) in network.times))
-    elements = prod(shapes.get(tensor.name, ()))
+    shape = shapes.get(tensor.name, ())
+    elements = prod(shape)
+    # Integer kernels read images with the channels last, float ones in blocks of them.
+    turned = target.integer_time(Work("Transpose", elements)) if len(shape) > _MATRICES else 0.0
     # A product gives floats as well as codes, whichever is read.
     product = maker is not None and grid.maker is None
     return _Border(
         maker,
         inside,
         tensor.name in outputs or any(id(node) not in network.times for node in readers),
-        target.integer_time(Work("QuantizeLinear", elements)),
-        0.0 if product else target.integer_time(Work("DequantizeLinear", elements)),
+        target.integer_time(Work("QuantizeLinear", elements)) + turned,
+        0.0 if product else target.integer_time(Work("DequantizeLinear", elements)) + turned,
     )
 
 
