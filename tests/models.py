@@ -20,7 +20,9 @@ Array = NDArray[Any]
 CONTEXT = Context(target=ONNXRUNTIME_CPU)
 # All that can run in integers gains by it: small models show what is written for big ones.
 SLOW_FLOATS = replace(
-    ONNXRUNTIME_CPU, floats={kind: Speed(20.0) for kind in ONNXRUNTIME_CPU.floats}
+    ONNXRUNTIME_CPU,
+    floats=dict.fromkeys(ONNXRUNTIME_CPU.floats, Speed(20.0)),
+    dynamic=dict.fromkeys(ONNXRUNTIME_CPU.dynamic, Speed(10.0)),
 )
 
 

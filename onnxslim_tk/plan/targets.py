@@ -209,8 +209,8 @@ ONNXRUNTIME_CPU = Target(
     ),
     dynamic=MappingProxyType(
         {
-            "Gemm": Speed(1.5, macs=340e3, outputs=6e3, weights=68e3),
-            "MatMul": Speed(1.5, macs=340e3, outputs=6e3, weights=68e3),
+            "Gemm": Speed(1.0, macs=340e3, outputs=6e3, weights=68e3),
+            "MatMul": Speed(1.0, macs=340e3, outputs=6e3, weights=68e3),
         }
     ),
 )
