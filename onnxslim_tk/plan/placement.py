@@ -20,8 +20,8 @@ _PRODUCTS: Final = ("Gemm", "MatMul")
 # What the runtime computes together with a float convolution.
 _FUSED: Final = ("Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
 _INTEGER, _FLOAT = 0, 1
-# Integers must be faster by more than what a table may err.
-_CAUTION: Final = 1.1
+CAUTION: Final = 1.1
+"""Integers must be faster by this: more than what a table may err."""
 # A tensor of more dimensions is an image, or a stack of them.
 _MATRICES: Final = 3
 # Capacities are whole numbers of 32 bits.
@@ -82,7 +82,7 @@ def place(
 
 
 @dataclass(slots=True)
-class _Border:
+class Border:
     """A tensor between operators: what it costs where its maker and a reader differ.
 
     ``maker`` is None for one that is always float; ``in_float`` says that something reads it in
@@ -102,20 +102,25 @@ class _Border:
 
 
 @dataclass(slots=True)
-class _Network:
+class Network:
     """Operators by the ids of their nodes, with times in integers and in float, and borders.
 
     ``together`` are pairs of which the first is in integers only where the second is.
     """
 
     times: dict[int, tuple[float, float]] = field(default_factory=dict)
-    borders: list[_Border] = field(default_factory=list)
+    borders: list[Border] = field(default_factory=list)
     together: list[tuple[int, int]] = field(default_factory=list)
 
-    def cost(self, integer: set[int]) -> float:
-        """Microseconds with the operators ``integer`` in integers and the others in float."""
-        total = sum(t[_INTEGER if key in integer else _FLOAT] for key, t in self.times.items())
-        return total + sum(_crossing(border, integer) for border in self.borders)
+    def cost(self, integer: set[int], caution: float = 1.0) -> float:
+        """Microseconds with the operators ``integer`` in integers and the others in float.
+
+        What integers cost, with the changes of numbers, counts ``caution`` times.
+        """
+        floats = sum(times[_FLOAT] for key, times in self.times.items() if key not in integer)
+        codes = sum(times[_INTEGER] for key, times in self.times.items() if key in integer)
+        crossings = sum(_crossing(border, integer) for border in self.borders)
+        return floats + caution * (codes + crossings)
 
     def cheapest(self) -> set[int]:
         """The operators to run in integers; float where both take about the same time."""
@@ -129,7 +134,7 @@ class _Network:
 
         never = self.cost(set()) + 2 * self.cost(set(keys)) + 1.0
         for key, (integer, floating) in self.times.items():
-            add(place[key], sink, integer * _CAUTION)
+            add(place[key], sink, integer * CAUTION)
             add(source, place[key], floating)
         for first, second in self.together:
             add(place[first], place[second], never)
@@ -141,16 +146,16 @@ class _Network:
                 add(place[reader], codes, never)
                 if border.maker is not None:
                     add(floats, place[reader], never)
-            add(codes, maker, border.quantize * _CAUTION)
+            add(codes, maker, border.quantize * CAUTION)
             if border.maker is not None:
                 end = sink if border.in_float else floats
-                add(maker, end, border.dequantize * _CAUTION)
+                add(maker, end, border.dequantize * CAUTION)
         reached = _source_side(edges, source, sink, count, never)
         return {key for key in keys if place[key] in reached}
 
     def saved(self, integer: set[int]) -> dict[int, float]:
         """What each of ``integer`` saves beside the others, a change of numbers included."""
-        touching: dict[int, list[_Border]] = {}
+        touching: dict[int, list[Border]] = {}
         for border in self.borders:
             for key in border.ends:
                 touching.setdefault(key, []).append(border)
@@ -194,7 +199,7 @@ class _Network:
             yield part
 
 
-def _crossing(border: _Border, integer: set[int]) -> float:
+def _crossing(border: Border, integer: set[int]) -> float:
     """Microseconds of the change of numbers at a tensor."""
     made = border.maker in integer
     if not made:
@@ -225,8 +230,8 @@ def _network(
     outputs: set[str],
     shapes: Shapes,
     target: Target,
-) -> _Network:
-    network = _Network()
+) -> Network:
+    network = Network()
     known = {id(layer.node): layer for group in candidates for layer in group}
     absorbed = {id(node): found.nodes for node, found in regions.absorbed}
     gates = {id(gate.node): gate for gate in regions.gates}
@@ -278,11 +283,11 @@ def _float_time(node: Node, shapes: Shapes, target: Target) -> float:
 def _border(
     grid: Grid,
     regions: Regions,
-    network: _Network,
+    network: Network,
     outputs: set[str],
     shapes: Shapes,
     target: Target,
-) -> _Border:
+) -> Border:
     tensor = grid.tensor
     maker = _maker(tensor, grid, network)
     absorbed = {id(n) for gate in regions.gates if gate.inner is not None for n in (gate.inner,)}
@@ -294,7 +299,7 @@ def _border(
     turned = target.integer_time(Work("Transpose", elements)) if len(shape) > _MATRICES else 0.0
     # A product gives floats as well as codes, whichever is read.
     product = maker is not None and grid.maker is None
-    return _Border(
+    return Border(
         maker,
         inside,
         tensor.name in outputs or any(id(node) not in network.times for node in readers),
@@ -303,7 +308,7 @@ def _border(
     )
 
 
-def _maker(tensor: Tensor, grid: Grid, network: _Network) -> int | None:
+def _maker(tensor: Tensor, grid: Grid, network: Network) -> int | None:
     node = grid.maker
     if node is None and tensor.inputs and tensor.inputs[0].op in _PRODUCTS:
         node = tensor.inputs[0]
