@@ -155,7 +155,7 @@ ONNXRUNTIME_CPU = Target(
             "Conv": Speed(0.5, macs=111e3),
             "narrow": Speed(0.5, macs=111e3, outputs=2.5e3, patches=5.5e3),
             "depthwise": Speed(0.3, macs=85e3, outputs=13e3),
-            "Gemm": Speed(0.2, macs=107e3, weights=17e3),
+            "Gemm": Speed(0.2, macs=107e3, weights=30e3),
             "MatMul": Speed(0.2, macs=107e3, weights=17e3),
             "Add": _ELEMENTWISE,
             "AveragePool": Speed(0.3, macs=30e3),
