@@ -10,6 +10,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
+from onnxslim_tk.graph.activations import Absorbed
 from onnxslim_tk.graph.layer import Layer
 from onnxslim_tk.graph.model import Graph, Node, Tensor
 from onnxslim_tk.graph.regions import Extents, Grid, Regions, find_regions
@@ -233,7 +234,7 @@ def _network(
 ) -> Network:
     network = Network()
     known = {id(layer.node): layer for group in candidates for layer in group}
-    absorbed = {id(node): found.nodes for node, found in regions.absorbed}
+    absorbed = {id(node): found for node, found in regions.absorbed}
     gates = {id(gate.node): gate for gate in regions.gates}
     others = {id(node) for node in regions.others}
     for node in regions.nodes:
@@ -243,13 +244,13 @@ def _network(
             # Nothing tells what it costs, so nothing keeps it from integers.
             network.times[id(node)] = 0.0, 1.0
             continue
-        behind = absorbed.get(id(node), ())
+        behind = absorbed.get(id(node), Absorbed())
         gate = gates.get(id(node))
-        floating = target.float_time(work) + _behind(node, behind, shapes, target)
+        floating = target.float_time(work) + _behind(node, behind.nodes, shapes, target)
         if gate is not None and gate.inner is not None:
             floating += _float_time(gate.inner, shapes, target)
-        integer = target.integer_time(_gate_work(work) if gate is not None else work)
-        if any(found.least is not None for n, found in regions.absorbed if n is node):
+        integer = target.integer_time(work if gate is None else Work("HardSwish", work.outputs))
+        if behind.least is not None:
             integer += target.integer_time(Work("Add", work.outputs))
         network.times[id(node)] = integer, floating
     for grid in regions.grids.values():
@@ -263,10 +264,6 @@ def _network(
         for first, second in pairwise(ids):
             network.together += [(first, second), (second, first)]
     return network
-
-
-def _gate_work(work: Work) -> Work:
-    return Work("HardSwish", work.outputs)
 
 
 def _behind(node: Node, behind: Sequence[Node], shapes: Shapes, target: Target) -> float:
