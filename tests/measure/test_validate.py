@@ -16,8 +16,7 @@ from onnxslim_tk.measure.validate import (
 )
 from onnxslim_tk.passes.quantize import Quantize
 from onnxslim_tk.plan.proposal import Context, Proposal
-from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU
-from tests.models import chain_cnn, mlp, normal, opened, residual_cnn
+from tests.models import SLOW_FLOATS, chain_cnn, mlp, normal, opened, residual_cnn
 
 FEEDS = [{"x": normal(k, 1, 3, 16, 16)} for k in range(4)]
 
@@ -25,7 +24,7 @@ FEEDS = [{"x": normal(k, 1, 3, 16, 16)} for k in range(4)]
 def quantized(activations: bool = True) -> Model:
     model = opened(residual_cnn())
     statistics = observe(model, FEEDS, frozenset({"mean", "range"}), 0)
-    context = Context(ONNXRUNTIME_CPU, statistics=statistics, shapes=statistics.shapes)
+    context = Context(SLOW_FLOATS, statistics=statistics, shapes=statistics.shapes)
     method = Quantize(activations=activations)
     rows = [r for r in method.propose(model, context) if isinstance(r, Proposal)]
     best = {row.targets: row for row in reversed(rows)}
