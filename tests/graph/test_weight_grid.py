@@ -36,6 +36,7 @@ def test_scales_are_searched_once_for_a_weight_and_anew_for_another(
 
 
 def test_nothing_is_remembered_of_weights_that_are_gone() -> None:
+    gc.collect()
     before = len(module._known)
     model = opened(mlp())
     for layer in layers(model):
