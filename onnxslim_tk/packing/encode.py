@@ -38,14 +38,14 @@ class Encoding:
     """One way to store a certain tensor.
 
     ``write`` adds the chain and returns the name of the decoded value, or None where the tensor
-    can't be held. ``effort`` says what decoding costs at load: 0 for one look-up a value, 1 and 2
-    for several steps. ``opset`` is the lowest version of the standard operators that has every
-    operator and type of the chain.
+    can't be held. ``load`` is the memory, about and in bytes, that decoding takes at load beside
+    the result's own: the runtime keeps what every step gives until all is decoded. ``opset`` is
+    the lowest version of the standard operators that has every operator and type of the chain.
     """
 
     name: str
     write: Callable[[Chain], str | None]
-    effort: int
+    load: int
     opset: int
 
 
@@ -62,9 +62,9 @@ def dense(facts: Inspection) -> Iterator[Encoding]:
         yield from (_planes(facts, symbols, planes, "codes") for planes in below)
     yield from _rows(facts)
     yield Encoding("narrow", partial(_narrow, facts), 0, 7)
-    yield Encoding("narrow-24", partial(_three_bytes, facts), 0, 7)
+    yield Encoding("narrow-24", partial(_three_bytes, facts), 3 * facts.array.nbytes, 7)
     yield Encoding("bfloat16", partial(_bfloat16, facts), 0, 13)
-    yield Encoding("tail", partial(_tail, facts), 0, 9)
+    yield Encoding("tail", partial(_tail, facts), facts.array.nbytes, 9)
 
 
 def _coded(facts: Inspection, symbols: Alphabet, kind: str) -> Iterator[Encoding]:
@@ -77,7 +77,9 @@ def _planes(facts: Inspection, symbols: Alphabet, planes: Planes, kind: str) -> 
         value, size = write(chain, symbols, planes)
         return chain.shaped(value, size * symbols.entries.shape[1], facts.array.shape)
 
-    return Encoding(f"{kind}-{planes}", encode, min(len(planes.bases) - 1, 2), 7)
+    width = symbols.entries.shape[1]
+    load = planes.load(symbols.size, facts.array.itemsize * width)
+    return Encoding(f"{kind}-{planes}", encode, load, 7)
 
 
 def _rows(facts: Inspection) -> Iterator[Encoding]:

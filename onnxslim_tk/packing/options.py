@@ -1,9 +1,10 @@
-"""The encodings of a tensor with their exact bytes, and which one is taken."""
+"""The encodings of a tensor with their exact bytes, and which one is taken for what it costs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,15 @@ from onnxslim_tk.packing.tables import Tables
 SMALLEST = 256
 """Below so many bytes no chain pays, and the runtime's checks of constant inputs stay happy."""
 
-_WORTH = 0.97
-"""A decode of more effort must be this much smaller than the best of less."""
+_WORTHS = (inf, 16000.0, 8000.0, 4000.0, 2000.0, 1000.0, 500.0)
+"""How many bytes more for a while at load a byte less in the file may be worth.
+
+As many as they can where decoding the whole model takes no more than `_FREE`, else the last.
+"""
+_FREE = 48 << 20
+
+Tensor = tuple[int, Sequence["Option"]]
+"""The bytes of a tensor as it is, and what it can be stored as."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,27 @@ class Option:
     encoding: Encoding
     size: int
     tables: frozenset[str]
+
+    def price(self, worth: float) -> float:
+        """Bytes of the chain, and those that its decoding is worth."""
+        return self.size + self.encoding.load / worth
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a model's tensors may be stored as: with these tables, at this worth of a byte."""
+
+    tables: frozenset[str]
+    worth: float
+
+    def best(self, tensor: Tensor) -> Option | None:
+        """Return the option to take, or None for the tensor as it is: the smallest for its load."""
+        plain, found = tensor
+        return min(
+            (o for o in found if o.tables <= self.tables and o.price(self.worth) < plain),
+            key=lambda option: (option.price(self.worth), option.size),
+            default=None,
+        )
 
 
 def encodings(facts: Inspection) -> Iterator[Encoding]:
@@ -57,20 +86,6 @@ def options(facts: Inspection, opset: int) -> Iterator[Option]:
             yield Option(encoding, chain.size(), frozenset(needed))
 
 
-def best(found: Sequence[Option], plain: int) -> Option | None:
-    """Return the option to take instead of ``plain`` bytes, or None.
-
-    The smallest one of the least effort, unless one of more effort is clearly smaller.
-    """
-    chosen, size = None, plain
-    for option in sorted(found, key=lambda o: (o.encoding.effort, o.size)):
-        dearer = chosen is not None and option.encoding.effort > chosen.encoding.effort
-        # Against plain values even a quick decode is an effort, but a small one.
-        if option.size < size * (_WORTH if dearer or option.encoding.effort else 1):
-            chosen, size = option, option.size
-    return chosen
-
-
 def packed_bytes(values: NDArray[Any], opset: int = 17) -> int:
     """Return the bytes that a constant of these values takes in a packed file.
 
@@ -82,41 +97,45 @@ def packed_bytes(values: NDArray[Any], opset: int = 17) -> int:
     plain = stored_size(bare, array.nbytes)
     if array.nbytes < SMALLEST:
         return plain
-    option = best(tuple(options(inspect(array), opset)), plain)
+    found = tuple(options(inspect(array), opset))
+    tables = frozenset(key for option in found for key in option.tables)
+    option = Choice(tables, _WORTHS[-1]).best((plain, found))
     return plain if option is None else option.size
 
 
-def choose_tables(tensors: Sequence[tuple[int, Sequence[Option]]], opset: int) -> frozenset[str]:
-    """Return the shared tables that pay, for tensors of so many plain bytes and these options.
+def choose(tensors: Sequence[Tensor], opset: int) -> Choice:
+    """Choose for a whole model: the smallest file whose decoding stays cheap."""
+    choice = Choice(frozenset(), inf)
+    for worth in _WORTHS:
+        choice = _with_tables(tensors, worth, opset)
+        taken = [choice.best(tensor) for tensor in tensors]
+        if sum(option.encoding.load for option in taken if option is not None) <= _FREE:
+            break
+    return choice
 
-    All of them at first; then, one by one, those go without which the file is smaller.
-    """
-    allowed = frozenset(key for _, found in tensors for option in found for key in option.tables)
-    smallest, used = _outcome(tensors, allowed, opset)
+
+def _with_tables(tensors: Sequence[Tensor], worth: float, opset: int) -> Choice:
+    """Return the tables that pay: all at first, then those go without which the file is smaller."""
+    every = frozenset(key for _, found in tensors for option in found for key in option.tables)
+    choice = Choice(every, worth)
+    smallest, used = _outcome(tensors, choice, opset)
     while used:
-        fewer = [allowed - {key} for key in sorted(used)]
-        outcomes = [_outcome(tensors, keys, opset) for keys in fewer]
+        fewer = [Choice(choice.tables - {key}, worth) for key in sorted(used)]
+        outcomes = [_outcome(tensors, other, opset) for other in fewer]
         sizes = [size for size, _ in outcomes]
         if min(sizes) >= smallest:
             break
         smallest = min(sizes)
-        allowed, used = fewer[sizes.index(smallest)], outcomes[sizes.index(smallest)][1]
-    return allowed
+        choice, used = fewer[sizes.index(smallest)], outcomes[sizes.index(smallest)][1]
+    return choice
 
 
-def allowed_best(found: Sequence[Option], plain: int, allowed: frozenset[str]) -> Option | None:
-    """Return the best option that makes do with the tables in ``allowed``."""
-    return best([option for option in found if option.tables <= allowed], plain)
-
-
-def _outcome(
-    tensors: Sequence[tuple[int, Sequence[Option]]], allowed: frozenset[str], opset: int
-) -> tuple[int, frozenset[str]]:
-    """Return the bytes of all tensors and tables, and which tables are read."""
-    total, used = 0, set[str]()
-    for plain, found in tensors:
-        option = allowed_best(found, plain, allowed)
-        total += plain if option is None else option.size
+def _outcome(tensors: Sequence[Tensor], choice: Choice, opset: int) -> tuple[float, frozenset[str]]:
+    """Return the price of all tensors and tables, and which tables are read."""
+    total, used = 0.0, set[str]()
+    for tensor in tensors:
+        option = choice.best(tensor)
+        total += tensor[0] if option is None else option.price(choice.worth)
         used.update(() if option is None else option.tables)
     tables = Tables(Names(set()), opset)
     for key in sorted(used):

@@ -19,8 +19,7 @@ from onnxslim_tk.packing.operators import LIMIT, UndecodableError
 from onnxslim_tk.packing.options import (
     SMALLEST,
     Option,
-    allowed_best,
-    choose_tables,
+    choose,
     encodings,
     options,
 )
@@ -103,14 +102,14 @@ def pack(model: onnx.ModelProto, weights: Weights | None = None) -> list[PackedT
     ]
     found = scopes(model)
     targets = list(_targets(found, opset, weights))
-    allowed = choose_tables([(target.size, target.options) for target in targets], opset)
+    choice = choose([(target.size, target.options) for target in targets], opset)
     names = Names(taken_names(model))
     tables = Tables(names, opset)
     chains: list[Chain] = []
     for scope in found:
         bench = _Bench(names, tables, opset, weights)
         for target in (t for t in targets if t.scope is scope):
-            option = allowed_best(target.options, target.size, allowed)
+            option = choice.best((target.size, target.options))
             name = PLAIN if option is None else option.encoding.name
             size = None if option is None else bench.encode(name, target.tensor)
             if size is None:

@@ -29,20 +29,32 @@ from onnxslim_tk.packing.tables import COUNTS, RANKS
 _MOST_KEPT = 0.9
 """A tensor that keeps a larger part of its values than this is stored densely."""
 
+_NODES = 200
+"""Bytes that the nodes of an escape take, about."""
+
 _REACHES = (4, 8, 16, 32, 64, 256)
 """How far the next value may lie: codes of 2 to 8 bits."""
 
 
 def sparse(facts: Inspection) -> Iterator[Encoding]:
     """The sparse encodings of a tensor, as far as a quick look can tell."""
-    share = facts.kept_count / facts.array.size
+    size = facts.array.size
+    share = facts.kept_count / size
     if 0 < share < _MOST_KEPT:
-        yield Encoding("bitmask", partial(_bitmask, facts), 1, 12)
+        yield Encoding("bitmask", partial(_bitmask, facts), 12 * size + facts.array.nbytes, 12)
     if 0 < share < _MOST_KEPT / 2:
-        yield Encoding("gaps", partial(_gaps, facts), 1, 11)
+        yield Encoding(
+            "gaps", partial(_gaps, facts), 20 * facts.kept_count + 2 * facts.array.nbytes, 11
+        )
     symbols = facts.alphabet
     if symbols is not None and len(symbols.entries) > 3:
-        yield Encoding("escapes", partial(_escapes, facts, symbols), 2, 11)
+        order = np.argsort(-symbols.counts, kind="stable")
+        found = _split(symbols.counts[order], facts.array.itemsize)
+        if found is not None:
+            planes, common = found
+            load = planes.load(size, 4) + 20 * size + facts.array.nbytes
+            write = partial(_escapes, facts, symbols, order, planes, common)
+            yield Encoding("escapes", write, load, 11)
 
 
 def _bitmask(facts: Inspection, chain: Chain) -> str:
@@ -121,7 +133,8 @@ def _gaps(facts: Inspection, chain: Chain) -> str:
     # The first step lands on 1 or later: the element 0 is only there to be cut off.
     blank = chain.filled((flat.size + 1 + length - bridged,), background)
     filled = chain.node("ScatterElements", blank, index, values, axis=0)
-    return chain.cut(filled, 1, facts.array.shape)
+    dense = chain.cut(filled, (1,), (flat.size,))
+    return dense if facts.array.ndim == 1 else chain.shaped(dense, flat.size, facts.array.shape)
 
 
 def _reach(distance: NDArray[Any], facts: Inspection) -> tuple[int, int]:
@@ -137,20 +150,22 @@ def _reach(distance: NDArray[Any], facts: Inspection) -> tuple[int, int]:
     return best, entries(best)
 
 
-def _escapes(facts: Inspection, symbols: Alphabet, chain: Chain) -> str | None:
+def _escapes(
+    facts: Inspection,
+    symbols: Alphabet,
+    order: NDArray[np.intp],
+    planes: Planes,
+    common: int,
+    chain: Chain,
+) -> str:
     """Short codes for the most frequent values, and one that says: the next of the rarer ones."""
-    order = np.argsort(-symbols.counts, kind="stable")
     counts = symbols.counts[order]
-    found = _split(counts, facts.array.itemsize)
-    if found is None:
-        return None
-    planes, common = found
     place = np.empty(len(order), np.uint16)
     place[order] = np.arange(len(order))
     rare = int(counts[common:].sum())
 
     def short() -> NDArray[Any]:
-        return np.minimum(place[symbols.codes()], np.uint16(common))
+        return np.asarray(np.minimum(place[symbols.codes()], np.uint16(common)))
 
     def others() -> NDArray[Any]:
         ranks = place[symbols.codes()]
@@ -181,6 +196,6 @@ def _split(counts: NDArray[np.int64], itemsize: int) -> tuple[Planes, int] | Non
             break
         rare = size - int(below[common - 1])
         total = planes.data_size(size) + smallest_size(len(counts) - common, rare, itemsize)
-        if total < least:
+        if total + _NODES < least:
             best, least = (planes, common), total
     return best

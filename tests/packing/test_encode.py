@@ -122,7 +122,7 @@ HELD: dict[str, NDArray[Any]] = {
     "tail": np.pad(np.arange(700, dtype=np.float32).reshape(7, 20, 5), [(0, 0), (0, 12), (0, 0)]),
     "bitmask": sparse(15),
     "gaps": sparse(15),
-    "escapes": np.array([0] * 90 + [1] * 90 + [2] * 90 + [*range(100)], np.int8),
+    "escapes": np.array([0, 1, 2] * 900 + [*range(100)] * 9, np.int8),
 }
 
 
@@ -133,6 +133,20 @@ def test_holds_what_it_is_made_for(name: str) -> None:
     decoded = through(encoding, 13)
     assert decoded is not None
     assert decoded.tobytes() == HELD[name].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("entries", "size"),
+    [(8, 32_777), (32, 4_099), (64, 16_385), (128, 65_541), (9, 655_363), (36, 279_937)],
+)
+def test_many_codes_are_looked_up_in_groups(entries: int, size: int) -> None:
+    array = np.random.default_rng(0).integers(0, entries, size).astype(np.int8)
+    found = [e for e in encodings(inspect(array)) if e.name.startswith("codes")]
+    encoding = found[-1]
+    assert encoding.load < 5 * size
+    decoded = through(encoding, 11)
+    assert decoded is not None
+    assert decoded.tobytes() == array.tobytes()
 
 
 @pytest.mark.parametrize(
