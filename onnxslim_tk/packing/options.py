@@ -21,12 +21,11 @@ from onnxslim_tk.packing.tables import Tables
 SMALLEST = 256
 """Below so many bytes no chain pays, and the runtime's checks of constant inputs stay happy."""
 
-_WORTHS = (inf, 16000.0, 8000.0, 4000.0, 2000.0, 1000.0, 500.0)
-"""How many bytes more for a while at load a byte less in the file may be worth.
+_WORTH = 500.0
+"""A byte less in the file is worth so many bytes more for a while at load."""
 
-As many as they can where decoding the whole model takes no more than `_FREE`, else the last.
-"""
-_FREE = 48 << 20
+_FREE = 32 << 20
+"""Bytes at load up to which nobody minds, and the smallest encodings are taken."""
 
 Tensor = tuple[int, Sequence["Option"]]
 """The bytes of a tensor as it is, and what it can be stored as."""
@@ -99,19 +98,16 @@ def packed_bytes(values: NDArray[Any], opset: int = 17) -> int:
         return plain
     found = tuple(options(inspect(array), opset))
     tables = frozenset(key for option in found for key in option.tables)
-    option = Choice(tables, _WORTHS[-1]).best((plain, found))
+    option = Choice(tables, _WORTH).best((plain, found))
     return plain if option is None else option.size
 
 
 def choose(tensors: Sequence[Tensor], opset: int) -> Choice:
     """Choose for a whole model: the smallest file whose decoding stays cheap."""
-    choice = Choice(frozenset(), inf)
-    for worth in _WORTHS:
-        choice = _with_tables(tensors, worth, opset)
-        taken = [choice.best(tensor) for tensor in tensors]
-        if sum(option.encoding.load for option in taken if option is not None) <= _FREE:
-            break
-    return choice
+    smallest = _with_tables(tensors, inf, opset)
+    taken = [smallest.best(tensor) for tensor in tensors]
+    load = sum(option.encoding.load for option in taken if option is not None)
+    return smallest if load <= _FREE else _with_tables(tensors, _WORTH, opset)
 
 
 def _with_tables(tensors: Sequence[Tensor], worth: float, opset: int) -> Choice:

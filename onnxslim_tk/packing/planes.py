@@ -156,7 +156,7 @@ def stream(chain: Chain, symbols: Alphabet) -> tuple[str, int]:
         shape = (symbols.size,)
         return chain.data(shape, entries.dtype, lambda: entries[symbols.codes()]), symbols.size
     value, size = write(chain, symbols, planes)
-    return (chain.flat(value) if len(planes.bases) == 1 and planes.tables else value), size
+    return (chain.flat(value) if planes.group(symbols.size) else value), size
 
 
 def write(chain: Chain, symbols: Alphabet, planes: Planes) -> tuple[str, int]:
