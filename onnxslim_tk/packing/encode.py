@@ -29,6 +29,7 @@ _WIDTHS = range(2, 10)
 """Values in a row of a codebook: up to a whole 3x3 kernel."""
 
 _SAMPLE = 1 << 12
+_BLOCK = 1 << 20
 _NODES = 100
 """Bytes that the nodes of a chain take, about."""
 
@@ -89,14 +90,19 @@ def _rows(facts: Inspection) -> Iterator[Encoding]:
     if facts.alphabet is not None:
         single = choices(len(facts.alphabet.entries))
         smallest = min(smallest, *(planes.data_size(values) for planes in single))
+
+    def total(width: int, count: int, size: int) -> int:
+        planes = min(planes.data_size(size) for planes in choices(count))
+        return planes + count * width * itemsize + _NODES
+
     for width in _WIDTHS:
 
-        def pays(count: int, size: int, width: int = width) -> bool:
-            book = count * width * itemsize + _NODES
-            return book + min(p.data_size(size) for p in choices(count)) < smallest
+        def pays(count: int, size: int, width: int = width, below: int = smallest) -> bool:
+            return total(width, count, size) < below
 
         found = facts.rows(width, pays)
         if found is not None:
+            smallest = min(smallest, total(width, len(found.entries), found.size))
             yield from _coded(facts, found, f"rows-{width}")
 
 
@@ -175,8 +181,13 @@ def _exact(facts: Inspection, dtype: np.dtype[Any]) -> bool:
 
 
 def _survives(array: NDArray[Any], dtype: np.dtype[Any]) -> bool:
-    # Whether a cast keeps the payload of a NaN is up to the hardware.
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        return False
+    flat = array.reshape(-1)
     with np.errstate(over="ignore"):
-        return bool(np.array_equal(bits(array), bits(array.astype(dtype).astype(array.dtype))))
+        for first in range(0, flat.size, _BLOCK):
+            part = flat[first : first + _BLOCK]
+            # Whether a cast keeps the payload of a NaN is up to the hardware.
+            if part.dtype.kind == "f" and not np.isfinite(part).all():
+                return False
+            if not np.array_equal(bits(part), bits(part.astype(dtype).astype(part.dtype))):
+                return False
+    return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ LARGEST = 4096
 
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 _SAMPLE = 1 << 13
-_DIRECT = 1 << 16
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,27 +132,48 @@ def inspect(array: NDArray[Any]) -> Inspection:
     return Inspection(array)
 
 
+def entropy(values: NDArray[Any]) -> float | None:
+    """Return the bits a value that a perfect code takes for each value by itself (Shannon, 1948).
+
+    None for no values, and for more than 4096 distinct ones.
+    """
+    symbols = inspect(values).alphabet if values.size else None
+    return None if symbols is None else 8 * symbols.entropy / values.size
+
+
 def _indexed(
     values: NDArray[Any], limit: int
 ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[Any]] | None:
     """Return the sorted distinct values, their counts and the code of each value.
 
-    None where there are more than ``limit``.
+    None where there are more than ``limit``. Goes block by block: numpy widens all indices.
     """
-    if values.itemsize <= 2 or (values.dtype.kind == "i" and int(values.max()) < _DIRECT):
-        counts = np.bincount(values)
-        distinct = np.flatnonzero(counts)
+    distinct = np.unique(values[: 2 * _SAMPLE])
+    for part in _blocks(values):
         if len(distinct) > limit:
             return None
-        place = np.zeros(len(counts), np.uint16 if len(distinct) > 256 else np.uint8)
-        place[distinct] = np.arange(len(distinct))
-        return distinct.astype(values.dtype), counts[distinct], place[values]
-    distinct = np.unique(values[: 2 * _SAMPLE])
-    while len(distinct) <= limit:
-        codes = np.minimum(np.searchsorted(distinct, values), len(distinct) - 1)
-        missed = values[distinct[codes] != values]
-        if not missed.size:
-            narrow = codes.astype(np.uint16 if len(distinct) > 256 else np.uint8)
-            return distinct, np.bincount(codes, minlength=len(distinct)), narrow
-        distinct = np.union1d(distinct, missed[:_DIRECT])
-    return None
+        if len(distinct) < 1 << 8 * values.itemsize:
+            missed = part[distinct[_places(distinct, part)] != part]
+            distinct = np.union1d(distinct, missed) if missed.size else distinct
+    if len(distinct) > limit:
+        return None
+    counts = np.zeros(len(distinct), np.int64)
+    codes = np.empty(values.shape, np.uint16 if len(distinct) > 256 else np.uint8)
+    for part, place in zip(_blocks(values), _blocks(codes), strict=True):
+        place[:] = found = _places(distinct, part)
+        counts += np.bincount(found, minlength=len(distinct))
+    return distinct, counts, codes
+
+
+def _places(distinct: NDArray[Any], values: NDArray[Any]) -> NDArray[np.intp]:
+    """Return where in the sorted ``distinct`` each value stands, or any place where it doesn't."""
+    if values.itemsize == 1:
+        table = np.zeros(256, np.intp)
+        table[distinct] = np.arange(len(distinct))
+        return np.asarray(table[values])
+    return np.minimum(np.searchsorted(distinct, values), len(distinct) - 1)
+
+
+def _blocks(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    for first in range(0, len(values), _BLOCK):
+        yield values[first : first + _BLOCK]

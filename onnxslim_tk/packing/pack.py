@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
@@ -14,7 +15,7 @@ from onnxslim_tk.graph.weights import LARGEST, Weights
 from onnxslim_tk.packing.alias import alias
 from onnxslim_tk.packing.chain import Chain, Pool
 from onnxslim_tk.packing.decode import decode
-from onnxslim_tk.packing.inspect import inspect
+from onnxslim_tk.packing.inspect import bits, inspect
 from onnxslim_tk.packing.operators import LIMIT, UndecodableError
 from onnxslim_tk.packing.options import (
     SMALLEST,
@@ -171,7 +172,7 @@ class _Bench:
         except UndecodableError:
             return False
         same_kind = decoded.dtype == array.dtype and decoded.shape == array.shape
-        return same_kind and decoded.tobytes() == array.tobytes()
+        return same_kind and np.array_equal(bits(decoded), bits(array))
 
 
 def _targets(found: list[Scope], opset: int, weights: Weights) -> Iterator[_Target]:

@@ -52,7 +52,8 @@ def sparse(facts: Inspection) -> Iterator[Encoding]:
         found = _split(symbols.counts[order], facts.array.itemsize)
         if found is not None:
             planes, common = found
-            load = planes.load(size, 4) + 20 * size + facts.array.nbytes
+            # Five steps of int32, of which CumSum and Div are slow ones.
+            load = planes.load(size, 4) + 30 * size + facts.array.nbytes
             write = partial(_escapes, facts, symbols, order, planes, common)
             yield Encoding("escapes", write, load, 11)
 
