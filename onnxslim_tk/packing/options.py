@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from onnxslim_tk.packing.chain import Chain, stored_size
 from onnxslim_tk.packing.encode import Encoding, dense
+from onnxslim_tk.packing.escapes import escapes
 from onnxslim_tk.packing.inspect import Inspection, inspect
 from onnxslim_tk.packing.scopes import Names
 from onnxslim_tk.packing.sparse import sparse
@@ -21,7 +22,7 @@ from onnxslim_tk.packing.tables import Tables
 SMALLEST = 256
 """Below so many bytes no chain pays, and the runtime's checks of constant inputs stay happy."""
 
-_WORTH = 500.0
+_WORTH = 250.0
 """A byte less in the file is worth so many bytes more for a while at load."""
 
 _FREE = 32 << 20
@@ -66,6 +67,7 @@ def encodings(facts: Inspection) -> Iterator[Encoding]:
     yield from dense(facts)
     if facts.alphabet is None or len(facts.alphabet.entries) > 1:
         yield from sparse(facts)
+        yield from escapes(facts)
 
 
 def options(facts: Inspection, opset: int) -> Iterator[Option]:

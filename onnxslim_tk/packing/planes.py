@@ -170,12 +170,16 @@ def write(chain: Chain, symbols: Alphabet, planes: Planes) -> tuple[str, int]:
     # The table asks for every code there is, also for those that no entry has.
     full = np.zeros((planes.entries, *entries.shape[1:]), entries.dtype)
     full[: len(entries)] = entries
-    key = digits_key(*planes.bases) if len(planes.bases) == 1 else joint_key(planes.bases, group)
-    table = chain.node("Gather", chain.constant(full), chain.table(key))
-    return chain.node("Gather", table, _groups(chain, symbols, planes, group)), padded
+    table = chain.node("Gather", chain.constant(full), chain.table(codes_key(planes, group)))
+    return chain.node("Gather", table, write_groups(chain, symbols, planes, group)), padded
 
 
-def _groups(chain: Chain, symbols: Alphabet, planes: Planes, group: int) -> str:
+def codes_key(planes: Planes, group: int) -> str:
+    """The key of the table of the codes in every group, by the rows that `write_groups` gives."""
+    return digits_key(*planes.bases) if len(planes.bases) == 1 else joint_key(planes.bases, group)
+
+
+def write_groups(chain: Chain, symbols: Alphabet, planes: Planes, group: int) -> str:
     """Store the codes of symbols; return for every ``group`` of them the row of a joint table."""
     total, rows = "", 1
     for base, stride in planes.strides():
