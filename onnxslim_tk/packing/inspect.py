@@ -61,6 +61,16 @@ class Inspection:
         distinct, counts, codes = found
         return Alphabet(distinct.view(self.array.dtype)[:, None], counts, lambda: codes)
 
+    @property
+    def entropy(self) -> float | None:
+        """Bytes that no code of single values can go below; None where the values aren't few.
+
+        Of few values each occurs twice or more, on average: else they are what takes the bytes.
+        """
+        symbols = self.alphabet
+        few = symbols is not None and 2 * len(symbols.entries) <= symbols.size
+        return symbols.entropy if symbols is not None and few else None
+
     @cached_property
     def background(self) -> NDArray[Any]:
         """The most frequent value, shape ``(1,)``; zero where distinct values are too many."""
@@ -135,10 +145,10 @@ def inspect(array: NDArray[Any]) -> Inspection:
 def entropy(values: NDArray[Any]) -> float | None:
     """Return the bits a value that a perfect code takes for each value by itself (Shannon, 1948).
 
-    None for no values, and for more than 4096 distinct ones.
+    None where the values aren't few: more than 4096, or each less than twice on average.
     """
-    symbols = inspect(values).alphabet if values.size else None
-    return None if symbols is None else 8 * symbols.entropy / values.size
+    found = inspect(values).entropy if values.size else None
+    return None if found is None else 8 * found / values.size
 
 
 def _indexed(

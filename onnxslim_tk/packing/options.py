@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -25,8 +25,8 @@ SMALLEST = 256
 _WORTH = 250.0
 """A byte less in the file is worth so many bytes more for a while at load."""
 
-_FREE = 32 << 20
-"""Bytes at load up to which nobody minds, and the smallest encodings are taken."""
+_FREE = 48 << 20
+"""Bytes at load that nobody minds: they are spent on smaller encodings, whatever these save."""
 
 Tensor = tuple[int, Sequence["Option"]]
 """The bytes of a tensor as it is, and what it can be stored as."""
@@ -46,8 +46,8 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What a model's tensors may be stored as: with these tables, at this worth of a byte."""
+class _Choice:
+    """What tensors may be stored as: with these tables, at this worth of a byte."""
 
     tables: frozenset[str]
     worth: float
@@ -100,25 +100,59 @@ def packed_bytes(values: NDArray[Any], opset: int = 17) -> int:
         return plain
     found = tuple(options(inspect(array), opset))
     tables = frozenset(key for option in found for key in option.tables)
-    option = Choice(tables, _WORTH).best((plain, found))
+    option = _Choice(tables, _WORTH).best((plain, found))
     return plain if option is None else option.size
 
 
-def choose(tensors: Sequence[Tensor], opset: int) -> Choice:
-    """Choose for a whole model: the smallest file whose decoding stays cheap."""
-    smallest = _with_tables(tensors, inf, opset)
-    taken = [smallest.best(tensor) for tensor in tensors]
-    load = sum(option.encoding.load for option in taken if option is not None)
-    return smallest if load <= _FREE else _with_tables(tensors, _WORTH, opset)
+def choose(tensors: Sequence[Tensor], opset: int) -> list[Option | None]:
+    """Choose for each tensor of a model; None leaves it as it is.
+
+    At first what is smallest for its load; then what nobody minds at load is spent on those that
+    can be smaller still, where a byte less costs least.
+    """
+    quick = _with_tables(tensors, _WORTH, opset)
+    small = _with_tables(tensors, inf, opset)
+    taken = [quick.best(tensor) for tensor in tensors]
+    better = [small.best(tensor) for tensor in tensors]
+    gains: list[tuple[float, int, int]] = []
+    for index, (option, other) in enumerate(zip(taken, better, strict=True)):
+        size, load = _cost(tensors[index], option)
+        least, dearest = _cost(tensors[index], other)
+        if least < size:
+            gains.append(((dearest - load) / (size - least), index, dearest - load))
+    upgraded, left = list(taken), _FREE
+    for _, index, load in sorted(gains):
+        if load <= left:
+            upgraded[index] = better[index]
+            left -= load
+    return min(upgraded, taken, key=lambda options: _file_bytes(tensors, options, opset))
 
 
-def _with_tables(tensors: Sequence[Tensor], worth: float, opset: int) -> Choice:
+def _cost(tensor: Tensor, option: Option | None) -> tuple[int, int]:
+    """Return the bytes in the file and those at load."""
+    return (tensor[0], 0) if option is None else (option.size, option.encoding.load)
+
+
+def _file_bytes(tensors: Sequence[Tensor], taken: Sequence[Option | None], opset: int) -> int:
+    sizes = (_cost(tensor, option)[0] for tensor, option in zip(tensors, taken, strict=True))
+    used = {key for option in taken if option is not None for key in option.tables}
+    return sum(sizes) + _tables_size(used, opset)
+
+
+def _tables_size(keys: Iterable[str], opset: int) -> int:
+    tables = Tables(Names(set()), opset)
+    for key in sorted(keys):
+        tables(key)
+    return tables.chain.size()
+
+
+def _with_tables(tensors: Sequence[Tensor], worth: float, opset: int) -> _Choice:
     """Return the tables that pay: all at first, then those go without which the file is smaller."""
     every = frozenset(key for _, found in tensors for option in found for key in option.tables)
-    choice = Choice(every, worth)
+    choice = _Choice(every, worth)
     smallest, used = _outcome(tensors, choice, opset)
     while used:
-        fewer = [Choice(choice.tables - {key}, worth) for key in sorted(used)]
+        fewer = [_Choice(choice.tables - {key}, worth) for key in sorted(used)]
         outcomes = [_outcome(tensors, other, opset) for other in fewer]
         sizes = [size for size, _ in outcomes]
         if min(sizes) >= smallest:
@@ -128,14 +162,13 @@ def _with_tables(tensors: Sequence[Tensor], worth: float, opset: int) -> Choice:
     return choice
 
 
-def _outcome(tensors: Sequence[Tensor], choice: Choice, opset: int) -> tuple[float, frozenset[str]]:
+def _outcome(
+    tensors: Sequence[Tensor], choice: _Choice, opset: int
+) -> tuple[float, frozenset[str]]:
     """Return the price of all tensors and tables, and which tables are read."""
     total, used = 0.0, set[str]()
     for tensor in tensors:
         option = choice.best(tensor)
         total += tensor[0] if option is None else option.price(choice.worth)
         used.update(() if option is None else option.tables)
-    tables = Tables(Names(set()), opset)
-    for key in sorted(used):
-        tables(key)
-    return total + tables.chain.size(), frozenset(used)
+    return total + _tables_size(used, opset), frozenset(used)

@@ -20,7 +20,7 @@ class LayerView:
     """A layer; ``macs`` is None where shapes are unknown.
 
     ``stored`` is the type that the weight is stored in, ``scaled`` whether behind a scale, and
-    ``entropy`` the bits a value that a perfect code would take, None for more than 4096 values.
+    ``entropy`` the bits a value that a perfect code would take, None where values aren't few.
     """
 
     id: str

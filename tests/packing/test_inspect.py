@@ -87,6 +87,7 @@ def test_entropy_is_what_a_perfect_code_takes() -> None:
     assert entropy(np.arange(4096, dtype=np.float32) % 16) == pytest.approx(4)
     assert entropy(np.array([0, 0, 0, 0, 1, 1, 2, 3], np.int8)) == pytest.approx(1.75)
     assert entropy(np.zeros(5, np.float32)) == 0
+    assert entropy(np.arange(50, dtype=np.float32)) is None
     assert entropy(np.arange(5000, dtype=np.float32)) is None
     assert entropy(np.zeros(0, np.float32)) is None
 
