@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from onnxslim_tk.packing.books import books
 from onnxslim_tk.packing.chain import Chain, stored_size
 from onnxslim_tk.packing.encode import Encoding, dense
 from onnxslim_tk.packing.escapes import escapes
@@ -68,6 +69,7 @@ def encodings(facts: Inspection) -> Iterator[Encoding]:
     if facts.alphabet is None or len(facts.alphabet.entries) > 1:
         yield from sparse(facts)
         yield from escapes(facts)
+        yield from books(facts)
 
 
 def options(facts: Inspection, opset: int) -> Iterator[Option]:

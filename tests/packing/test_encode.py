@@ -93,6 +93,14 @@ def sparse(distinct: int, size: int = 3001) -> NDArray[np.float32]:
     return np.where(generator.random(size) < 0.9, np.float32(0), values)
 
 
+def by_row(levels: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Weights on a grid for each channel, kept as floats."""
+    generator = np.random.default_rng(levels)
+    grid = generator.integers(0, levels, shape) - levels // 2
+    scales = generator.random((shape[0], *[1] * (len(shape) - 1))) + 0.1
+    return (grid * scales).astype(np.float32)
+
+
 HELD: dict[str, NDArray[Any]] = {
     "constant": np.full((7, 3), -0.0, np.float32),
     "codes-1": np.tile(np.array([1.5, np.nan], np.float32), 9).reshape(3, 6),
@@ -116,6 +124,9 @@ HELD: dict[str, NDArray[Any]] = {
     "rows-3-4": np.tile(np.arange(48, dtype=np.int8), 50).reshape(10, 240),
     "rows-4-8": np.tile(np.arange(800, dtype=np.float32), 8).reshape(8, 800),
     "rows-9-5": np.tile(np.arange(288, dtype=np.float32), 20).reshape(20, 288),
+    "books-4": by_row(15, (500, 10, 3, 3)),
+    "books-3.6": by_row(12, (7, 333)),
+    "books-8": by_row(255, (40, 3000)),
     "narrow": np.arange(-1000, 1000, dtype=np.float32).reshape(20, 100) / 8,
     "narrow-24": np.arange(-(1 << 23), 1 << 23, 65521, dtype=np.int32).reshape(1, -1),
     "bfloat16": np.ldexp(np.float32(1), np.arange(-120, 120)).astype(np.float32),

@@ -77,6 +77,13 @@ def rows_of(shape: tuple[int, ...], entries: int, width: int, dtype: Any) -> NDA
     return book[generator.integers(0, entries, np.prod(shape) // width)].reshape(shape)
 
 
+def on_grids(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Values of four in every row, and many in all."""
+    starts = 4 * (np.arange(shape[0]) % 30) - 60
+    codes = np.random.default_rng(0).integers(0, 4, shape)
+    return (codes + starts.reshape(-1, *[1] * (len(shape) - 1))).astype(dtype)
+
+
 WEIGHTS: dict[str, Callable[[tuple[int, ...], Any], NDArray[Any]]] = {
     "constant": lambda shape, dtype: np.full(shape, 3, dtype),
     **{
@@ -102,6 +109,7 @@ WEIGHTS: dict[str, Callable[[tuple[int, ...], Any], NDArray[Any]]] = {
     "rows-4-4": lambda shape, dtype: rows_of(shape, 16, 4, dtype),
     "rows-8-5": lambda shape, dtype: rows_of(shape, 32, 8, dtype),
     "rows-9-4": lambda shape, dtype: rows_of(shape, 16, 9, dtype),
+    "books-2": on_grids,
     "tail": lambda shape, dtype: np.where(
         np.indices(shape)[1] < 20, coded(shape, 100, dtype), dtype(0)
     ),
@@ -133,7 +141,9 @@ def only(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
 def test_every_encoding_folds_to_the_plain_weight(
     build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opset: int, encoding: str
 ) -> None:
-    if opset < {"bitmask": 12, "gaps": 11, "escapes-5.6": 11, "escapes-6": 12}.get(encoding, 9):
+    if opset < {"bitmask": 12, "gaps": 11, "books-2": 11, "escapes-5.6": 11, "escapes-6": 12}.get(
+        encoding, 9
+    ):
         return
     text = "g (float[N,64] x) => (float[N,288] y) { y = MatMul(x, w) }"
     model = build(text, opset, w=WEIGHTS[encoding]((64, 288), np.float32))
