@@ -16,6 +16,7 @@ LARGEST = 4096
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 _SAMPLE = 1 << 13
 _BLOCK = 1 << 20
+_DIRECT = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +115,7 @@ class Inspection:
             single = self._column_codes(columns, column)
             if single is None:
                 return None
-            found = _indexed(codes * single[1] + single[0], LARGEST)
+            found = _numbered(codes * single[1] + single[0], count * single[1])
             if found is None or not fewer_than(len(found[0]), size):
                 return None
             codes, count = found[2].astype(np.int64), len(found[0])
@@ -173,6 +174,21 @@ def _indexed(
         place[:] = found = _places(distinct, part)
         counts += np.bincount(found, minlength=len(distinct))
     return distinct, counts, codes
+
+
+def _numbered(
+    keys: NDArray[np.int64], bound: int
+) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[Any]] | None:
+    """Do the same for numbers in ``[0, bound)``, by a table where that is small."""
+    if bound > _DIRECT:
+        return _indexed(keys, LARGEST)
+    counts = np.bincount(keys, minlength=bound)
+    distinct = np.flatnonzero(counts)
+    if len(distinct) > LARGEST:
+        return None
+    place = np.zeros(bound, np.uint16)
+    place[distinct] = np.arange(len(distinct))
+    return distinct, counts[distinct], place[keys]
 
 
 def _places(distinct: NDArray[Any], values: NDArray[Any]) -> NDArray[np.intp]:
