@@ -109,24 +109,28 @@ def packed_bytes(values: NDArray[Any], opset: int = 17) -> int:
 def choose(tensors: Sequence[Tensor], opset: int) -> list[Option | None]:
     """Choose for each tensor of a model; None leaves it as it is.
 
-    At first what is smallest for its load; then what nobody minds at load is spent on those that
-    can be smaller still, where a byte less costs least.
+    The smallest of all where decoding them is what nobody minds at load. Else what is smallest for
+    its load, and what is left of that is spent where a byte less costs least.
     """
-    quick = _with_tables(tensors, _WORTH, opset)
     small = _with_tables(tensors, inf, opset)
+    smallest = [small.best(tensor) for tensor in tensors]
+    if sum(option.encoding.load for option in smallest if option is not None) <= _FREE:
+        return smallest
+    quick = _with_tables(tensors, _WORTH, opset)
     taken = [quick.best(tensor) for tensor in tensors]
-    better = [small.best(tensor) for tensor in tensors]
-    gains: list[tuple[float, int, int]] = []
-    for index, (option, other) in enumerate(zip(taken, better, strict=True)):
-        size, load = _cost(tensors[index], option)
-        least, dearest = _cost(tensors[index], other)
-        if least < size:
-            gains.append(((dearest - load) / (size - least), index, dearest - load))
-    upgraded, left = list(taken), _FREE
-    for _, index, load in sorted(gains):
-        if load <= left:
-            upgraded[index] = better[index]
-            left -= load
+    gains: list[tuple[float, int, int, Option]] = []
+    for index, tensor in enumerate(tensors):
+        size, load = _cost(tensor, taken[index])
+        for option in tensor[1]:
+            if option.size < size and option.tables <= small.tables:
+                more = option.encoding.load - load
+                gains.append((more / (size - option.size), index, more, option))
+    upgraded, left, done = list(taken), _FREE, set[int]()
+    for _, index, more, option in sorted(gains, key=lambda gain: gain[:3]):
+        if more <= left and index not in done:
+            upgraded[index] = option
+            done.add(index)
+            left -= more
     return min(upgraded, taken, key=lambda options: _file_bytes(tensors, options, opset))
 
 
