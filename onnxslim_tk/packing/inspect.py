@@ -2,43 +2,135 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-ENTRIES = 256
-"""Most entries that a codebook read by uint8 codes can have."""
+LARGEST = 4096
+"""Most entries that an alphabet is looked for with."""
 
-_WIDEST = 8
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-_SAMPLE = 1 << 14
+_SAMPLE = 1 << 13
 _BLOCK = 1 << 20
+_DIRECT = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
-class Codebook:
-    """Entries ``(k, width)``, k <= 256, and the uint8 code ``(n / width,)`` of every group."""
+class Alphabet:
+    """A flat run of symbols: symbol i is ``entries[codes()[i]]``.
 
-    entries: NDArray[Any]
-    codes: NDArray[np.uint8]
-
-
-@dataclass(frozen=True, eq=False)
-class Inspection:
-    """Facts about one tensor; values are told apart by their bits, so -0.0 isn't 0.0.
-
-    ``codebooks`` maps the width of a group (1, 2, 4 or 8 consecutive values) to its codebook,
-    where there are at most 256 distinct groups. ``background`` (shape ``(1,)``) is the most
-    frequent value, or zero where distinct values are too many to count; ``kept`` ``(n,)`` is true
-    wherever the value is another one.
+    ``entries`` ``(k, width)`` are distinct; a symbol is one value (width 1) or a row of several.
+    ``counts`` ``(k,)`` says how often each occurs; ``codes`` gives ``(n,)`` unsigned integers.
     """
 
-    array: NDArray[Any]
-    codebooks: dict[int, Codebook]
-    background: NDArray[Any]
-    kept: NDArray[np.bool_]
+    entries: NDArray[Any]
+    counts: NDArray[np.int64]
+    codes: Callable[[], NDArray[Any]]
+
+    @property
+    def size(self) -> int:
+        """How many symbols there are."""
+        return int(self.counts.sum())
+
+    @property
+    def entropy(self) -> float:
+        """Bytes that no code of one symbol at a time can go below (Shannon, 1948)."""
+        shares = self.counts[self.counts > 0] / max(self.size, 1)
+        return float(-(shares * np.log2(shares)).sum()) * self.size / 8
+
+
+class Inspection:
+    """Facts about one tensor of at least one value, each found when it is first asked for.
+
+    Values are told apart by their bits, so -0.0 isn't 0.0.
+    """
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+        self._flat = bits(array)
+
+    @cached_property
+    def alphabet(self) -> Alphabet | None:
+        """The alphabet of single values, entries in the order of their bits; None for too many."""
+        found = _indexed(self._flat, LARGEST)
+        if found is None:
+            return None
+        distinct, counts, codes = found
+        return Alphabet(distinct.view(self.array.dtype)[:, None], counts, lambda: codes)
+
+    @property
+    def entropy(self) -> float | None:
+        """Bytes that no code of single values can go below; None where the values aren't few.
+
+        Of few values each occurs twice or more, on average: else they are what takes the bytes.
+        """
+        symbols = self.alphabet
+        few = symbols is not None and 2 * len(symbols.entries) <= symbols.size
+        return symbols.entropy if symbols is not None and few else None
+
+    @cached_property
+    def background(self) -> NDArray[Any]:
+        """The most frequent value, shape ``(1,)``; zero where distinct values are too many."""
+        if self.alphabet is None:
+            return np.zeros(1, self.array.dtype)
+        return np.asarray(self.alphabet.entries[self.alphabet.counts.argmax()])
+
+    @cached_property
+    def kept(self) -> NDArray[np.bool_]:
+        """Where ``(n,)`` the value is another one than the background."""
+        return np.asarray(self._flat != bits(self.background)[0])
+
+    @cached_property
+    def kept_count(self) -> int:
+        """How many values are others than the background."""
+        if self.alphabet is None:
+            return int(np.count_nonzero(self.kept))
+        return self.alphabet.size - int(self.alphabet.counts.max())
+
+    @cached_property
+    def positions(self) -> NDArray[np.intp]:
+        """The places of these values, in order."""
+        return np.flatnonzero(self.kept)
+
+    def rows(self, width: int, fewer_than: Callable[[int, int], bool]) -> Alphabet | None:
+        """The alphabet of rows of ``width`` consecutive values, or None.
+
+        ``fewer_than`` is asked whether an alphabet of so many of so many symbols is still wanted.
+        """
+        size, rest = divmod(self._flat.size, width)
+        if rest or size < 2:
+            return None
+        columns = self._flat.reshape(size, width)
+        few = columns[:_SAMPLE]
+        met = len(np.unique(np.ascontiguousarray(few).view(f"V{few.itemsize * width}")))
+        if met > LARGEST or not fewer_than(met, size):
+            return None
+        codes, count = np.zeros(size, np.int64), 1
+        for column in range(width):
+            # Beginnings of rows are never more than rows.
+            single = self._column_codes(columns, column)
+            if single is None:
+                return None
+            found = _numbered(codes * single[1] + single[0], count * single[1])
+            if found is None or not fewer_than(len(found[0]), size):
+                return None
+            codes, count = found[2].astype(np.int64), len(found[0])
+        first = np.zeros(count, np.int64)
+        first[codes[::-1]] = np.arange(size - 1, -1, -1)
+        entries = np.ascontiguousarray(columns[first]).view(self.array.dtype)
+        packed = codes.astype(np.uint16)
+        return Alphabet(entries, np.bincount(codes, minlength=count), lambda: packed)
+
+    def _column_codes(self, columns: NDArray[Any], column: int) -> tuple[NDArray[Any], int] | None:
+        if self.alphabet is not None:
+            codes = self.alphabet.codes().reshape(columns.shape)[:, column]
+            return codes, len(self.alphabet.entries)
+        found = _indexed(np.ascontiguousarray(columns[:, column]), LARGEST)
+        return None if found is None else (found[2], len(found[0]))
 
 
 def bits(array: NDArray[Any]) -> NDArray[Any]:
@@ -48,85 +140,66 @@ def bits(array: NDArray[Any]) -> NDArray[Any]:
 
 def inspect(array: NDArray[Any]) -> Inspection:
     """Inspect a tensor of at least one value."""
-    flat = bits(array)
-    codebooks = _codebooks(flat, array.dtype)
-    background = np.zeros(1, array.dtype)
-    if 1 in codebooks:
-        single = codebooks[1]
-        background = single.entries[_counts(single.codes).argmax()]
-    return Inspection(array, codebooks, background, flat != bits(background)[0])
+    return Inspection(array)
 
 
-def _counts(codes: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """How often each code stands there; block by block, for they are widened to be counted."""
-    counts = np.zeros(ENTRIES, np.int64)
-    for first in range(0, codes.size, _BLOCK):
-        counts += np.bincount(codes[first : first + _BLOCK], minlength=ENTRIES)
-    return counts
+def entropy(values: NDArray[Any]) -> float | None:
+    """Return the bits a value that a perfect code takes for each value by itself (Shannon, 1948).
+
+    None where the values aren't few: more than 4096, or each less than twice on average.
+    """
+    found = inspect(values).entropy if values.size else None
+    return None if found is None else 8 * found / values.size
 
 
-def _codebooks(flat: NDArray[Any], dtype: np.dtype[Any]) -> dict[int, Codebook]:
-    found: dict[int, Codebook] = {}
-    # A tensor of 256 groups of eight has at most 2048 distinct values, 1024 distinct pairs...
-    values = _distinct(flat, ENTRIES * _WIDEST)
-    if values is None:
-        return found
-    entries, codes, width = values[:, None], _places(values, flat), 1
-    while True:
-        if len(entries) <= ENTRIES:
-            book = np.ascontiguousarray(entries).view(dtype)
-            found[width] = Codebook(book, codes.astype(np.uint8, copy=False))
-        limit = ENTRIES * _WIDEST // (2 * width)
-        if width == _WIDEST or codes.size % 2 or _exceeds(_keys(codes[:_SAMPLE], entries), limit):
-            return found
-        keys = _keys(codes, entries)
-        pairs = _distinct(keys, limit)
-        if pairs is None:
-            return found
-        first, second = np.divmod(pairs, len(entries))
-        entries = np.concatenate([entries[first], entries[second]], axis=1)
-        codes = _places(pairs, keys)
-        width *= 2
+def _indexed(
+    values: NDArray[Any], limit: int
+) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[Any]] | None:
+    """Return the sorted distinct values, their counts and the code of each value.
 
-
-def _keys(codes: NDArray[Any], entries: NDArray[Any]) -> NDArray[np.int32]:
-    """One number for each two neighbouring codes."""
-    keys: NDArray[np.int32] = codes[0::2].astype(np.int32) * np.int32(len(entries))
-    keys += codes[1::2]
-    return keys
-
-
-def _places(values: NDArray[Any], flat: NDArray[Any]) -> NDArray[Any]:
-    """Return where in the sorted ``values`` each of ``flat`` stands, which are all among them."""
-    kind = np.min_scalar_type(len(values) - 1)
-    if flat.itemsize == 1:
-        table = np.zeros(256, kind)
-        table[values] = np.arange(len(values))
-        return np.asarray(table[flat])
-    codes = np.empty(flat.shape, kind)
-    for first in range(0, flat.size, _BLOCK):
-        part = slice(first, first + _BLOCK)
-        codes[part] = np.searchsorted(values, flat[part])
-    return codes
-
-
-def _exceeds(values: NDArray[Any], limit: int) -> bool:
-    return len(np.unique(values)) > limit
-
-
-def _distinct(values: NDArray[Any], limit: int) -> NDArray[Any] | None:
-    """Return the sorted distinct values, or None where there are more than ``limit``."""
-    if _exceeds(values[:_SAMPLE], limit):
-        return None
-    found = values[:0]
-    for first in range(0, values.size, _BLOCK):
-        found = np.union1d(found, _unique(values[first : first + _BLOCK]))
-        if len(found) > limit:
+    None where there are more than ``limit``. Goes block by block: numpy widens all indices.
+    """
+    distinct = np.unique(values[: 2 * _SAMPLE])
+    for part in _blocks(values):
+        if len(distinct) > limit:
             return None
-    return found
+        if len(distinct) < 1 << 8 * values.itemsize:
+            missed = part[distinct[_places(distinct, part)] != part]
+            distinct = np.union1d(distinct, missed) if missed.size else distinct
+    if len(distinct) > limit:
+        return None
+    counts = np.zeros(len(distinct), np.int64)
+    codes = np.empty(values.shape, np.uint16 if len(distinct) > 256 else np.uint8)
+    for part, place in zip(_blocks(values), _blocks(codes), strict=True):
+        place[:] = found = _places(distinct, part)
+        counts += np.bincount(found, minlength=len(distinct))
+    return distinct, counts, codes
 
 
-def _unique(values: NDArray[Any]) -> NDArray[Any]:
-    if values.itemsize > 1:
-        return np.unique(values)
-    return np.flatnonzero(_counts(values)).astype(values.dtype)
+def _numbered(
+    keys: NDArray[np.int64], bound: int
+) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[Any]] | None:
+    """Do the same for numbers in ``[0, bound)``, by a table where that is small."""
+    if bound > _DIRECT:
+        return _indexed(keys, LARGEST)
+    counts = np.bincount(keys, minlength=bound)
+    distinct = np.flatnonzero(counts)
+    if len(distinct) > LARGEST:
+        return None
+    place = np.zeros(bound, np.uint16)
+    place[distinct] = np.arange(len(distinct))
+    return distinct, counts[distinct], place[keys]
+
+
+def _places(distinct: NDArray[Any], values: NDArray[Any]) -> NDArray[np.intp]:
+    """Return where in the sorted ``distinct`` each value stands, or any place where it doesn't."""
+    if values.itemsize == 1:
+        table = np.zeros(256, np.intp)
+        table[distinct] = np.arange(len(distinct))
+        return np.asarray(table[values])
+    return np.minimum(np.searchsorted(distinct, values), len(distinct) - 1)
+
+
+def _blocks(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    for first in range(0, len(values), _BLOCK):
+        yield values[first : first + _BLOCK]

@@ -107,6 +107,16 @@ def _mod(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
     return result
 
 
+def _div(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
+    if any(value.dtype.kind not in "iu" for value in inputs) or not inputs[1].all():
+        raise UndecodableError("a division of floats, or by zero")
+    quotient = _elementwise(np.floor_divide)(node, inputs, limit)
+    # Towards zero, where numpy's goes down.
+    inexact = quotient * inputs[1] != inputs[0]
+    negative = (inputs[0] < 0) != (inputs[1] < 0)
+    return np.asarray(quotient + (inexact & negative).astype(quotient.dtype))
+
+
 def _bit_shift(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
     if attribute(node, "direction") == b"LEFT":
         return np.left_shift(inputs[0], inputs[1])
@@ -205,6 +215,7 @@ OPERATORS: dict[str, Operator] = {
     "Concat": _concat,
     "ConstantOfShape": _constant_of_shape,
     "CumSum": _cum_sum,
+    "Div": _div,
     "Expand": _expand,
     "Gather": _gather,
     "Identity": _identity,

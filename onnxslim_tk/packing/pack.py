@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 
 from onnxslim_tk.graph.weights import LARGEST, Weights
 from onnxslim_tk.packing.alias import alias
-from onnxslim_tk.packing.chain import Chain, Pool, Tables, stored_size
+from onnxslim_tk.packing.chain import Chain, Pool
 from onnxslim_tk.packing.decode import decode
-from onnxslim_tk.packing.encode import ENCODINGS, Encoding
 from onnxslim_tk.packing.inspect import bits, inspect
 from onnxslim_tk.packing.operators import LIMIT, UndecodableError
+from onnxslim_tk.packing.options import (
+    SMALLEST,
+    Option,
+    choose,
+    encodings,
+    options,
+)
 from onnxslim_tk.packing.scopes import (
     STANDARD_DOMAINS,
     Key,
@@ -28,6 +33,7 @@ from onnxslim_tk.packing.scopes import (
     scopes,
     taken_names,
 )
+from onnxslim_tk.packing.tables import Tables
 
 _TYPES = frozenset(
     (
@@ -39,11 +45,8 @@ _TYPES = frozenset(
         TensorProto.INT64,
     )
 )
-_SMALLEST = 256
-"""Below so many bytes no chain pays, and the runtime's checks of constant inputs stay happy."""
 
-_WORTH = 0.95
-"""A slow decode must be this much smaller than the best quick one."""
+PLAIN = "plain"
 
 # Quantized operators want constants as scales and zero points; their data may be a chain.
 _PACKABLE_INPUTS = {
@@ -58,23 +61,19 @@ _PACKABLE_INPUTS = {
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """One thing that `pack` changed, with the bytes it took in the file before and after.
+    """One constant as `pack` found and left it, with its bytes in the file before and after.
 
-    ``encoding`` is an encoding's name, ``alias`` for a tensor that another one stands for, or
-    ``tables`` for the tables that all decode chains share (nothing before).
+    ``encoding`` is an encoding's name, ``plain`` for a tensor that stays as it is, ``alias`` for
+    one that another stands for, or ``tables`` for the tables that all decode chains share (nothing
+    before). ``entropy`` is what the values alone, each coded by itself, take at least, in bytes;
+    None where the values aren't few.
     """
 
     name: str
     encoding: str
     bytes_before: int
     bytes_after: int
-
-
-@dataclass(frozen=True)
-class _Option:
-    encoding: Encoding
-    size: int
-    tables: frozenset[str]
+    entropy: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,37 +81,8 @@ class _Target:
     scope: Scope
     tensor: TensorProto
     size: int
-    options: tuple[_Option, ...]
-
-    def best(self, tables: frozenset[str]) -> _Option | None:
-        """Return the best option that makes do with ``tables``, or None to leave the tensor."""
-        return _best([o for o in self.options if o.tables <= tables], self.size)
-
-
-def _best(options: Sequence[_Option], plain: int) -> _Option | None:
-    """Return the option to take instead of ``plain`` bytes, or None."""
-    best, size = None, plain
-    for option in options:
-        if option.encoding.cheap and option.size < size:
-            best, size = option, option.size
-    slow = min((o for o in options if not o.encoding.cheap), key=lambda o: o.size, default=None)
-    return slow if slow is not None and slow.size <= _WORTH * size else best
-
-
-def packed_bytes(values: NDArray[Any], opset: int = 17) -> int:
-    """Return the bytes that a constant of these values takes in a packed file.
-
-    Tables that all tensors of a model share are not counted, aliases of other tensors not seen.
-    """
-    array = np.ascontiguousarray(values)
-    if array.nbytes < _SMALLEST:
-        return stored_size(numpy_helper.from_array(array, "ww"))
-    beside, tensor = Weights(), numpy_helper.from_array(array[:0], "ww")
-    tensor.dims[:] = array.shape
-    beside.put(tensor, array)
-    plain = beside.stored_size(tensor)
-    option = _best(tuple(_options(array, opset)), plain)
-    return plain if option is None else option.size
+    options: tuple[Option, ...]
+    entropy: float | None
 
 
 def pack(model: onnx.ModelProto, weights: Weights | None = None) -> list[PackedTensor]:
@@ -133,18 +103,23 @@ def pack(model: onnx.ModelProto, weights: Weights | None = None) -> list[PackedT
     ]
     found = scopes(model)
     targets = list(_targets(found, opset, weights))
-    allowed = _choose_tables(targets, opset)
+    chosen = choose([(target.size, target.options) for target in targets], opset)
     names = Names(taken_names(model))
     tables = Tables(names, opset)
     chains: list[Chain] = []
     for scope in found:
         bench = _Bench(names, tables, opset, weights)
-        for target in (t for t in targets if t.scope is scope):
-            option = target.best(allowed)
-            size = None if option is None else bench.encode(option.encoding, target.tensor)
-            if option is not None and size is not None:
-                name = target.tensor.name
-                packed.append(PackedTensor(name, option.encoding.name, target.size, size))
+        for target, option in zip(targets, chosen, strict=True):
+            if target.scope is not scope:
+                continue
+            name = PLAIN if option is None else option.encoding.name
+            size = None if option is None else bench.encode(name, target.tensor)
+            if size is None:
+                name, size = PLAIN, target.size
+            if name != PLAIN or target.entropy is not None:
+                packed.append(
+                    PackedTensor(target.tensor.name, name, target.size, size, target.entropy)
+                )
         _replace(scope, bench.done, bench.chains)
         chains += bench.chains
     tables.drop_unread(chains)
@@ -168,7 +143,7 @@ class _Bench:
         self._pool: Pool = {}
         self._stored: dict[str, TensorProto] = {}
 
-    def encode(self, encoding: Encoding, tensor: TensorProto) -> int | None:
+    def encode(self, encoding: str, tensor: TensorProto) -> int | None:
         """Write the chain of ``tensor`` and return its bytes.
 
         None, and no chain, unless it is smaller than the tensor and decodes to the same bits.
@@ -176,7 +151,8 @@ class _Bench:
         array = self._weights.values(tensor)
         pool = dict(self._pool)
         chain = Chain(self._names, pool, self._tables, self._opset)
-        if encoding.encode(inspect(array), chain) is None:
+        found = next(e for e in encodings(inspect(array)) if e.name == encoding)
+        if found.write(chain) is None:
             return None
         chain.finish(tensor.name)
         plain = self._weights.stored_size(tensor)
@@ -211,9 +187,11 @@ def _targets(found: list[Scope], opset: int, weights: Weights) -> Iterator[_Targ
                 continue
             array = weights.values(tensor)
             # The indices of a decode are int32, whatever the type of the tensor.
-            if array.nbytes < _SMALLEST or array.size * max(4, array.itemsize) >= LIMIT:
+            if array.nbytes < SMALLEST or array.size * max(4, array.itemsize) >= LIMIT:
                 continue
-            yield _Target(scope, tensor, weights.stored_size(tensor), tuple(_options(array, opset)))
+            facts = inspect(array)
+            size = weights.stored_size(tensor)
+            yield _Target(scope, tensor, size, tuple(options(facts, opset)), facts.entropy)
 
 
 def _unpackable(found: list[Scope]) -> set[Key]:
@@ -228,46 +206,6 @@ def _unpackable(found: list[Scope]) -> set[Key]:
                 if owner is not None and allowed is not None and position not in allowed:
                     kept.add((owner, name))
     return kept
-
-
-def _options(array: NDArray[Any], opset: int) -> Iterator[_Option]:
-    facts = inspect(array)
-    for encoding in ENCODINGS:
-        if encoding.opset > opset:
-            continue
-        needed: set[str] = set()
-
-        def table(key: str, needed: set[str] = needed) -> str:
-            needed.add(key)
-            return "xx"
-
-        # Names of two letters, as nearly all of the real ones will have at most.
-        chain = Chain(Names(set(), 2), {}, table, opset)
-        if encoding.encode(facts, chain) is not None:
-            yield _Option(encoding, chain.size(), frozenset(needed))
-
-
-def _choose_tables(targets: list[_Target], opset: int) -> frozenset[str]:
-    """Return the shared tables that pay: those with which the whole file is smallest."""
-    keys = sorted({key for t in targets for o in t.options for key in o.tables})
-    best, smallest = frozenset[str](), -1
-    for count in range(len(keys) + 1):
-        for chosen in combinations(keys, count):
-            allowed = frozenset(chosen)
-            total = _size_of_tables(allowed, opset)
-            for target in targets:
-                option = target.best(allowed)
-                total += target.size if option is None else option.size
-            if smallest < 0 or total < smallest:
-                best, smallest = allowed, total
-    return best
-
-
-def _size_of_tables(keys: frozenset[str], opset: int) -> int:
-    tables = Tables(Names(set()), opset)
-    for key in sorted(keys):
-        tables(key)
-    return tables.chain.size()
 
 
 def _replace(scope: Scope, gone: set[str], chains: list[Chain]) -> None:

@@ -393,6 +393,9 @@ def in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxslim_tk.kernels.rounding._BLOCKS", 1)
     monkeypatch.setattr("onnxslim_tk.kernels.rounding._CHUNK", 4096)
     monkeypatch.setattr("onnxslim_tk.kernels.least_squares._BLOCK", 4096)
+    monkeypatch.setattr("onnxslim_tk.packing.inspect._BLOCK", 4096)
+    monkeypatch.setattr("onnxslim_tk.packing.encode._BLOCK", 4096)
+    monkeypatch.setattr("onnxslim_tk.packing.options._FREE", 0)
     plain = external.laid_out
     monkeypatch.setattr(files, "laid_out", lambda p, w, name: plain(p, w, name, at_once=4096))
 
