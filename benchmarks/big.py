@@ -1,10 +1,13 @@
 """A model of 2.7 GB with its weights in a data file, through the whole way: memory and time.
 
 ``python -m benchmarks.big FOLDER`` writes the model there, runs ``onnxslim optimize`` on it and
-prints the peak of memory, anonymous and mapped apart. It takes up to 6 GB of disk.
+prints the peaks of memory of all its processes, and the time. ``Pss`` is what is resident, pages
+of files included, shared ones counted once; ``Anonymous`` is what only they hold. It takes up to
+6 GB of disk.
 """
 
 import argparse
+import resource
 import subprocess
 import sys
 import time
@@ -17,6 +20,7 @@ from onnx import TensorProto, helper
 
 _WIDTH: Final = 8192
 _PERIOD: Final = 0.05
+_MEMORY: Final = ("Rss", "Pss", "Anonymous")
 
 
 def write_mlp(folder: Path, layers: int, width: int = _WIDTH) -> Path:
@@ -51,9 +55,9 @@ def write_mlp(folder: Path, layers: int, width: int = _WIDTH) -> Path:
 
 
 def watched(command: list[str]) -> dict[str, float]:
-    """Run ``command`` and give its seconds and its peaks of memory in MB, children included."""
+    """Run ``command``; its peaks of memory in MB, its seconds, its exit code, children included."""
     started = time.monotonic()
-    peaks = {"Rss": 0.0, "Pss": 0.0, "Anonymous": 0.0}
+    peaks = dict.fromkeys(_MEMORY, 0.0)
     process = subprocess.Popen(command)
     while process.poll() is None:
         now = dict.fromkeys(peaks, 0.0)
@@ -62,7 +66,9 @@ def watched(command: list[str]) -> dict[str, float]:
                 now[key] = now.get(key, 0.0) + value
         peaks = {key: max(peaks[key], now[key]) for key in peaks}
         time.sleep(_PERIOD)
-    return {**peaks, "seconds": time.monotonic() - started, "exit": float(process.returncode)}
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    figures = {"CPU seconds": used.ru_utime + used.ru_stime, "seconds": time.monotonic() - started}
+    return {**peaks, **figures, "exit": float(process.returncode)}
 
 
 def _family(pid: int) -> list[int]:
@@ -98,7 +104,8 @@ def main() -> None:
     found = watched([*command, *asked.options])
     print(f"model {size:.0f} MB")
     for key, value in found.items():
-        print(f"{key} {value:.1f}" + (f" ({value / size:.2f} of the model)" if value > 100 else ""))
+        share = f" MB, {value / size:.2f} of the model" if key in _MEMORY else ""
+        print(f"{key} {value:.1f}{share}")
     for file in sorted(asked.folder.glob("out.onnx*")):
         print(f"{file.name} {file.stat().st_size / 1e6:.0f} MB")
 

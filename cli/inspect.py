@@ -112,6 +112,8 @@ def _layers(found: Overview) -> Table:
     table.add_column("stored")
     for layer in found.layers:
         notes = [layer.stored]
+        if layer.entropy is not None:
+            notes.append(f"{layer.entropy:.2f} bits of entropy")
         notes += (
             ["scaled"] * layer.scaled + ["shared"] * layer.shared + ["in a body"] * layer.in_body
         )

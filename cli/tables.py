@@ -122,15 +122,19 @@ def done_table(done: Sequence[Done]) -> Table:
 
 
 def packing_table(packing: Sequence[Packing]) -> Table:
-    """What was packed, by encoding."""
-    table = _table("Packed without loss", "encoding", "tensors>", "bytes before>", "after>")
+    """What was packed, by encoding, beside the entropy of the codes."""
+    columns = ("encoding", "tensors>", "bytes before>", "after>", "coded>", "entropy>")
+    table = _table("Packed without loss", *columns)
     for row in packing:
-        table.add_row(
-            row.encoding, count(row.tensors), count(row.bytes_before), count(row.bytes_after)
-        )
-    before, after = sum(r.bytes_before for r in packing), sum(r.bytes_after for r in packing)
+        coded = (count(row.coded), count(row.entropy)) if row.coded else (NOTHING, NOTHING)
+        numbers = count(row.tensors), count(row.bytes_before), count(row.bytes_after)
+        table.add_row(row.encoding, *numbers, *coded)
+    sums = (
+        sum(getattr(row, name) for row in packing)
+        for name in ("tensors", "bytes_before", "bytes_after", "coded", "entropy")
+    )
     table.add_section()
-    table.add_row("all", count(sum(r.tensors for r in packing)), count(before), count(after))
+    table.add_row("all", *map(count, sums))
     return table
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,17 @@ from onnx import checker, helper, numpy_helper, parser
 from onnxslim_tk.graph.model import Model, from_proto, to_proto
 from onnxslim_tk.measure.runtime import Session, runtime_version
 from onnxslim_tk.plan.proposal import Context
-from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU
+from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU, Speed
 
 Array = NDArray[Any]
 
 CONTEXT = Context(target=ONNXRUNTIME_CPU)
+# All that can run in integers gains by it: small models show what is written for big ones.
+SLOW_FLOATS = replace(
+    ONNXRUNTIME_CPU,
+    floats=dict.fromkeys(ONNXRUNTIME_CPU.floats, Speed(20.0)),
+    dynamic=dict.fromkeys(ONNXRUNTIME_CPU.dynamic, Speed(10.0)),
+)
 
 
 def since(version: str, lacking: str) -> pytest.MarkDecorator:

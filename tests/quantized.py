@@ -12,8 +12,7 @@ from onnxslim_tk.measure.observe import observe
 from onnxslim_tk.measure.runtime import Session, running_operators
 from onnxslim_tk.passes.quantize import Quantize
 from onnxslim_tk.plan.proposal import Context
-from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU
-from tests.models import model_of, normal, opened, outputs, outputs_of
+from tests.models import SLOW_FLOATS, model_of, normal, opened, outputs, outputs_of
 from tests.rows import asked
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
@@ -42,9 +41,9 @@ def feeds_of(*shape: int, count: int = 6) -> list[dict[str, NDArray[Any]]]:
 def context_of(model: Model, feeds: Feeds, **more: Any) -> Context:
     """What a pass is told after a look at ``feeds``; without them it has seen no samples."""
     if not feeds:
-        return Context(ONNXRUNTIME_CPU, **more)
+        return Context(SLOW_FLOATS, **more)
     found = observe(model, feeds, frozenset({"mean", "range"}), 0)
-    return Context(ONNXRUNTIME_CPU, statistics=found, feeds=feeds, shapes=found.shapes, **more)
+    return Context(SLOW_FLOATS, statistics=found, feeds=feeds, shapes=found.shapes, **more)
 
 
 def quantized(

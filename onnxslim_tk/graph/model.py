@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -11,6 +10,14 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxslim_tk.errors import ModelError
+from onnxslim_tk.graph.message import (
+    SEPARATE_WEIGHTS,
+    drop_inner_types,
+    inner_graphs,
+    own_once,
+    take_defaults,
+    weight_names,
+)
 from onnxslim_tk.graph.notes import (
     Notes,
     first_name,
@@ -21,8 +28,9 @@ from onnxslim_tk.graph.notes import (
     take_notes,
 )
 from onnxslim_tk.graph.order import sort_nodes
-from onnxslim_tk.graph.shadows import names_in, proto_bodies, rename_shadowing
-from onnxslim_tk.graph.weights import LARGEST, Stored, Weights, is_apart, is_plain, varint_size
+from onnxslim_tk.graph.shadows import names_in, rename_shadowing
+from onnxslim_tk.graph.stored import Stored, joined, joined_size
+from onnxslim_tk.graph.weights import Weights, is_apart, is_plain
 
 Graph = Any
 """An ``onnx_graphsurgeon.Graph``; the library carries no types."""
@@ -31,8 +39,6 @@ Node = Any
 Tensor = Any
 """An ``onnx_graphsurgeon`` Constant or Variable: compare with ``is``, equality goes by name."""
 
-SEPARATE_WEIGHTS: Final = 4
-"""IR version from which on weights need not be inputs, and those that are can be fed."""
 _PLAIN_KINDS: Final = "iufb"
 _DIGITS: Final = "abcdefghijklmnopqrstuvwxyz"
 
@@ -85,28 +91,6 @@ class Model:
         return twin
 
 
-def drop_listed_weights(proto: onnx.ModelProto) -> None:
-    """Make constants of weights that are listed as inputs by habit, in place.
-
-    Exporters of IR version 3 had to list all weights, and some go on doing so. Where only some
-    initializers are inputs too, or the weights proper are constants, they are meant to be
-    overridden and stay.
-    """
-    listed = {tensor.name: prod(tensor.dims) for tensor in proto.graph.initializer}
-    inputs = {value.name for value in proto.graph.input}
-    if not listed:
-        return
-    if proto.ir_version >= SEPARATE_WEIGHTS:
-        constants = [node.attribute[0].t for node in proto.graph.node if node.op_type == "Constant"]
-        others = max((prod(tensor.dims) for tensor in constants), default=0)
-        if not listed.keys() <= inputs or others > max(listed.values()):
-            return
-    proto.ir_version = max(proto.ir_version, SEPARATE_WEIGHTS)
-    for index in reversed(range(len(proto.graph.input))):
-        if proto.graph.input[index].name in listed:
-            del proto.graph.input[index]
-
-
 def from_proto(
     proto: onnx.ModelProto, source: bytes | Stored, weights: Weights | None = None
 ) -> Model:
@@ -142,8 +126,8 @@ def _wrap(proto: onnx.ModelProto, weights: Weights, sha256: str, size: int) -> M
         else:
             getattr(header, descriptor.name).extend(value)
     header.graph.CopyFrom(graph_note(proto.graph))
-    header.graph.initializer.extend(_take_defaults(proto, weights))
-    outer, taken = _weight_names(proto.graph), set(names_in(proto.graph))
+    header.graph.initializer.extend(take_defaults(proto, weights))
+    outer, taken = weight_names(proto.graph), set(names_in(proto.graph))
     graph, notes = _opened(proto, weights)
     return Model(
         graph=graph,
@@ -155,22 +139,6 @@ def _wrap(proto: onnx.ModelProto, weights: Weights, sha256: str, size: int) -> M
         outer=outer,
         taken=taken,
     )
-
-
-def _take_defaults(proto: onnx.ModelProto, weights: Weights) -> list[onnx.TensorProto]:
-    """Take away the initializers that a run may override, for which they are inputs too.
-
-    What may be another at each run is no constant. Before version 4, runtimes override none.
-    """
-    if proto.ir_version < SEPARATE_WEIGHTS:
-        return []
-    inputs = {value.name for value in proto.graph.input}
-    taken = []
-    for index in reversed(range(len(proto.graph.initializer))):
-        if proto.graph.initializer[index].name in inputs:
-            taken.append(weights.filled(proto.graph.initializer[index]))
-            del proto.graph.initializer[index]
-    return taken[::-1]
 
 
 def _opened(proto: onnx.ModelProto, weights: Weights) -> tuple[Graph, Notes]:
@@ -223,16 +191,11 @@ def replace_graph(model: Model, proto: onnx.ModelProto, weights: Weights) -> Non
 
     Names of nodes' outputs tell what the notes and origins belong to.
     """
-    _take_defaults(proto, weights)
-    model.outer = _weight_names(proto.graph)
+    take_defaults(proto, weights)
+    model.outer = weight_names(proto.graph)
     model.taken.update(names_in(proto.graph))
     model.graph, notes = _opened(proto, weights)
     model.notes = merged(model.notes, notes)
-
-
-def _weight_names(graph: onnx.GraphProto) -> frozenset[str]:
-    sparse = (tensor.values.name for tensor in graph.sparse_initializer)
-    return frozenset((*(tensor.name for tensor in graph.initializer), *sparse))
 
 
 def bodies(graph: Graph, path: str = "") -> Iterator[tuple[str, Graph]]:
@@ -248,25 +211,6 @@ def bodies(graph: Graph, path: str = "") -> Iterator[tuple[str, Graph]]:
 def to_proto(model: Model) -> onnx.ModelProto:
     """The model as ONNX in one message; raises ModelError where it takes over 2 GB."""
     return joined(*to_parts(model))
-
-
-def joined(proto: onnx.ModelProto, weights: Weights) -> onnx.ModelProto:
-    """``proto`` with all values inside, in place; raises ModelError where it takes over 2 GB."""
-    size = joined_size(proto, weights)
-    if size > LARGEST:
-        raise ModelError(f"model: it takes {size} bytes, more than the 2 GB of one file")
-    for tensor in proto.graph.initializer:
-        weights.fill(tensor)
-    return proto
-
-
-def joined_size(proto: onnx.ModelProto, weights: Weights) -> int:
-    """Bytes that ``proto`` takes with all values inside."""
-    apart = [tensor for tensor in proto.graph.initializer if is_apart(tensor)]
-    return int(proto.ByteSize()) + sum(
-        weights.stored_size(tensor) - 1 - varint_size(tensor.ByteSize()) - tensor.ByteSize()
-        for tensor in apart
-    )
 
 
 def to_stored(model: Model) -> Stored:
@@ -286,8 +230,8 @@ def to_parts(model: Model) -> tuple[onnx.ModelProto, Weights]:
     Initializers of the outermost graph point at their values, which are shared, not copied.
     """
     proto, weights = _exported(model)
-    _own_once(proto.graph, model.outer)
-    for body in _inner(proto.graph):
+    own_once(proto.graph, model.outer)
+    for body in inner_graphs(proto.graph):
         for tensor in body.initializer:
             weights.fill(tensor)
     opset = model.graph.opset
@@ -309,7 +253,7 @@ def to_parts(model: Model) -> tuple[onnx.ModelProto, Weights]:
     if proto.graph.initializer:
         # Before version 4, initializers had to be inputs as well, and so were no constants.
         proto.ir_version = max(proto.ir_version, SEPARATE_WEIGHTS)
-    _drop_inner_types(proto.graph)
+    drop_inner_types(proto.graph)
     put_back_graph(proto.graph, model.header.graph)
     put_back(proto.graph, "", model.notes)
     proto.graph.initializer.extend(t for t in model.header.graph.initializer if t.data_type)
@@ -350,48 +294,3 @@ def _stub(constant: Tensor, weights: Weights) -> onnx.TensorProto | None:
     stub = onnx.TensorProto(data_type=element, dims=values.shape)
     weights.put(stub, values)
     return stub
-
-
-def _inner(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    for node in graph.node:
-        for _, body in proto_bodies(node):
-            yield body
-            yield from _inner(body)
-
-
-def _own_once(outermost: onnx.GraphProto, outer: frozenset[str]) -> None:
-    """Give back to outer graphs the weights that the library copies into bodies."""
-    top = set(_weight_names(outermost))
-
-    def visit(graph: onnx.GraphProto, owned: frozenset[str]) -> None:
-        for node in graph.node:
-            for _, body in proto_bodies(node):
-                back = (_weight_names(body) & outer) - top
-                _split(body.initializer, back, outermost.initializer, owned | top)
-                _split(body.sparse_initializer, back, outermost.sparse_initializer, owned | top)
-                top.update(back)
-                visit(body, owned | _weight_names(body))
-
-    visit(outermost, frozenset())
-
-
-def _split(weights: Any, back: frozenset[str], outer: Any, owned: frozenset[str]) -> None:
-    """Move those of ``weights`` named in ``back`` to ``outer``; drop those ``owned`` already."""
-    kept = []
-    for weight in weights:
-        name = weight.values.name if isinstance(weight, onnx.SparseTensorProto) else weight.name
-        if name in back:
-            outer.append(weight)
-        elif name not in owned:
-            kept.append(type(weight).FromString(weight.SerializeToString()))
-    if len(kept) < len(weights):
-        del weights[:]
-        weights.extend(kept)
-
-
-def _drop_inner_types(graph: onnx.GraphProto) -> None:
-    # Shapes of inner tensors would be stale after a cut, and a reader can infer them.
-    del graph.value_info[:]
-    for node in graph.node:
-        for _, body in proto_bodies(node):
-            _drop_inner_types(body)

@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxslim_tk.graph.activations import Gate
+from onnxslim_tk.graph.activations import Gate, clip_range
 from onnxslim_tk.graph.edit import (
     add_node,
     constant,
@@ -214,6 +214,36 @@ def _write_layer(
         parts.append(constant(model, np.zeros(scales.shape, np.int8)))
     dense = add_node(model, layer.graph, "DequantizeLinear", parts, attrs={"axis": axis})
     set_input(layer.node, 1, dense)
+    if layer.kind != "Conv":
+        _keep_product(model, layer)
+
+
+def _keep_product(model: Model, layer: Layer) -> None:
+    """Keep onnxruntime from a float product that decodes its weight in every run.
+
+    It forms no integer kernel where both a QuantizeLinear and something else read the product, nor
+    where a Relu or a Clip does whose result is no codes. A Max is neither, and does the same.
+    """
+    outputs, product = output_names(model), layer.node.outputs[0]
+    codes = [node for node in product.outputs if node.op == "QuantizeLinear"]
+    if codes and (len(codes) < len(product.outputs) or product.name in outputs):
+        copy = add_node(model, layer.graph, "Max", [product])
+        for node in codes:
+            node.inputs[0] = copy
+        return
+    reader = sole_reader(product, outputs)
+    ends = None if reader is None else clip_range(reader)
+    if reader is None or ends is None:
+        return
+    if any(node.op == "QuantizeLinear" for node in reader.outputs[0].outputs):
+        return
+    result, (low, high) = reader.outputs[0], ends
+    remove_node(layer.graph, reader)
+    for op, end in (("Max", low), ("Min", high)):
+        if end is not None:
+            last = op == "Min" or high is None
+            parts = [product, constant(model, np.float32(end))]
+            product = add_node(model, layer.graph, op, parts, [result] if last else None)
 
 
 def _keep_from_gemm(model: Model, layer: Layer, rank: int) -> None:

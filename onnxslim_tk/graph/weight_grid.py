@@ -1,5 +1,6 @@
 """Weights as int8 values and one scale per channel."""
 
+import weakref
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -7,10 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxslim_tk.graph.edit import values_of
 from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.kernels.rounding import symmetric_scales, to_grid
 
 Array = NDArray[Any]
+
+
+# The scales that were found for weights, as long as these are there.
+_known: dict[tuple[int, int, tuple[int, ...]], tuple[weakref.ref[Array], Array]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +28,7 @@ class WeightGrid:
 
     def dense(self, layer: Layer) -> Array:
         """The float weight that the values stand for."""
-        return np.asarray(self.values.astype(np.float32) * layer.along(self.scales))
+        return np.multiply(self.values, layer.along(self.scales), dtype=np.float32)
 
 
 def weight_grid(layer: Layer, bits: int = 8) -> WeightGrid:
@@ -31,7 +37,13 @@ def weight_grid(layer: Layer, bits: int = 8) -> WeightGrid:
         values = np.asarray(layer.stored.values)
         scales = np.broadcast_to(layer.scale.astype(np.float32), (prod(layer.scale_shape),))
         return WeightGrid(values, scales.copy())
-    flat = layer.by_channel(layer.weight).astype(np.float64)
-    scales = symmetric_scales(flat, bits).astype(np.float32)
+    flat = layer.by_channel(layer.weight)
+    # Proposals of several methods and the one that is carried out ask for the same.
+    stored = values_of(layer.stored)
+    key = (id(stored), bits, layer.scale_shape)
+    held, scales = _known.get(key, (None, np.zeros(0, np.float32)))
+    if held is None or held() is not stored:
+        scales = symmetric_scales(flat, bits).astype(np.float32)
+        _known[key] = weakref.ref(stored, lambda _: _known.pop(key, None)), scales
     values = to_grid(flat, scales.astype(np.float64), bits)
-    return WeightGrid(layer.from_channels(values), scales)
+    return WeightGrid(layer.from_channels(values), scales.copy())

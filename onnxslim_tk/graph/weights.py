@@ -1,10 +1,7 @@
 """The arrays of big weights, kept beside a model's messages and shared, never copied."""
 
-import hashlib
 from collections.abc import Iterator
-from functools import cached_property
 from math import prod
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -193,10 +190,8 @@ class Weights:
         if not is_apart(tensor):
             size = int(tensor.ByteSize())
         else:
-            bare = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-            bare.doc_string = tensor.doc_string
             raw = int(self.raw(tensor).nbytes)
-            size = int(bare.ByteSize()) + 1 + varint_size(raw) + raw
+            size = int(bare(tensor).ByteSize()) + 1 + varint_size(raw) + raw
         return 1 + varint_size(size) + size
 
     def chunks(self, tensor: TensorProto) -> Iterator[memoryview]:
@@ -204,6 +199,15 @@ class Weights:
         raw = self.raw(tensor)
         for start in range(0, raw.nbytes, _CHUNK):
             yield raw[start : start + _CHUNK].data
+
+
+def bare(tensor: TensorProto) -> TensorProto:
+    """A copy of a tensor whose values lie apart, without a word of where."""
+    copy = TensorProto()
+    copy.CopyFrom(tensor)
+    copy.ClearField("external_data")
+    copy.ClearField("data_location")
+    return copy
 
 
 def _bytes_of(values: Array) -> Bytes:
@@ -259,60 +263,3 @@ def refer(tensor: TensorProto, location: str, offset: str, length: str) -> None:
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", location), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=value)
-
-
-class Stored:
-    """A model as files hold it: its ONNX file, and the weights that lie in data files beside it.
-
-    ``head`` is the content of the ONNX file, whose external data are in ``weights``. ``path`` is
-    where the model lies; None where it lies nowhere yet.
-    """
-
-    def __init__(
-        self, head: bytes, weights: Weights | None = None, path: Path | None = None
-    ) -> None:
-        self.head, self.path = head, path
-        self.weights = Weights() if weights is None else weights
-
-    def __len__(self) -> int:
-        """Bytes of the ONNX file and of all weights beside it."""
-        return len(self.head) + self.weights.size
-
-    def __eq__(self, other: object) -> bool:
-        """Whether two models are the same bytes."""
-        if not isinstance(other, Stored):
-            return NotImplemented
-        return len(self) == len(other) and self.sha256 == other.sha256
-
-    def __hash__(self) -> int:
-        return hash(self.sha256)
-
-    @property
-    def is_single(self) -> bool:
-        """Whether the model is one file."""
-        return not len(self.weights)
-
-    def proto(self) -> onnx.ModelProto:
-        """The ONNX file's message."""
-        return onnx.ModelProto.FromString(self.head)
-
-    def pieces(self) -> Iterator[bytes | memoryview]:
-        """All bytes: those of the ONNX file, then each array's once, in the order of use."""
-        yield self.head
-        for tensor in self.apart():
-            yield from self.weights.chunks(tensor)
-
-    def apart(self) -> list[TensorProto]:
-        """Tensors that lie outside the ONNX file, one for each array, in the order of use."""
-        if self.is_single:
-            return []
-        found = [tensor for tensor in tensors(self.proto()) if is_apart(tensor)]
-        return list({place(tensor): tensor for tensor in found}.values())
-
-    @cached_property
-    def sha256(self) -> str:
-        """SHA-256 of all bytes; that of the file where there is just one."""
-        found = hashlib.sha256()
-        for piece in self.pieces():
-            found.update(piece)
-        return found.hexdigest()

@@ -16,6 +16,8 @@ Floats = NDArray[np.float64]
 # Smaller than any activation's variance, yet enough for an input that was never active.
 _FLOOR = 1e-20
 _SETTLED = 1e-20
+# Float64 is for so many values at once.
+_BLOCK = 1 << 20
 
 
 def damped(covariance: NDArray[Any], damping: float) -> Floats:
@@ -140,16 +142,22 @@ def relative_error(
     ``matrix`` and ``replaced`` are ``(n, d)``; without ``covariance`` it is the identity. Where the
     layer has no output at all the result is 0 for no change and infinity for any.
     """
-    weights = np.asarray(matrix, np.float64)
-    change = weights - np.asarray(replaced, np.float64)
-    noise, power = (_energy(part, covariance) for part in (change, weights))
+    normal = None if covariance is None else np.asarray(covariance, np.float64)
+    weights, other = np.asarray(matrix), np.asarray(replaced)
+    noise = power = 0.0
+    rows = max(1, _BLOCK // max(weights.shape[1], 1))
+    for first in range(0, len(weights), rows):
+        part = slice(first, first + rows)
+        block = np.asarray(weights[part], np.float64)
+        noise += _energy(block - np.asarray(other[part], np.float64), normal)
+        power += _energy(block, normal)
     if power > 0:
         return noise / power
     return float("inf") if noise > 0 else 0.0
 
 
-def _energy(matrix: Floats, covariance: NDArray[Any] | None) -> float:
-    product = matrix if covariance is None else matrix @ np.asarray(covariance, np.float64)
+def _energy(matrix: Floats, covariance: Floats | None) -> float:
+    product = matrix if covariance is None else matrix @ covariance
     return max(float(np.vdot(product, matrix)), 0.0)
 
 

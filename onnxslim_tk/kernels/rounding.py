@@ -12,7 +12,13 @@ from onnxslim_tk.kernels.least_squares import damped
 Floats = NDArray[np.float64]
 # A grid of few levels wants to clip much more than one of 8 bits.
 _SHRINK = np.linspace(1.0, 0.2, 33)
+# Float64 is for as many values at once as the cache holds; rows that lie as columns are turned
+# some more at a time.
 _CHUNK = 1 << 16
+_BLOCKS = 32
+# What the largest values lose to a shrunken grid says early that all narrower ones are worse.
+_OUTER = 0.6
+_CLEARLY = 1 + 1e-6
 
 
 def symmetric_scales(
@@ -28,21 +34,25 @@ def symmetric_scales(
     ``weights`` ``(d,)`` says how much each column counts. A row of zeros gets the scale 1. Raises
     ValueError unless ``bits`` is in [2, 8].
     """
-    values = np.asarray(matrix, np.float64)
     top = _top(bits)
-    scales: Floats = np.abs(values).max(axis=1, initial=0.0) / top
-    # A scale that float32 can't hold would turn into a division by zero in the runtime.
-    flat = scales < np.finfo(np.float32).tiny
-    scales[flat] = 1.0
-    if not search or not values.size:
-        return scales
+    values = np.asarray(matrix)
+    scales = np.ones(len(values))
     columns = np.ones(values.shape[1]) if weights is None else np.asarray(weights, np.float64)
-    rows = max(1, _CHUNK // values.shape[1])
-    for first in range(0, len(values), rows):
-        part = slice(first, first + rows)
-        scales[part] *= _best_shrink(values[part], scales[part], top, columns)
-    scales[flat] = 1.0
-    return np.maximum(scales, np.finfo(np.float32).tiny)
+    rows = max(1, _CHUNK // max(values.shape[1], 1))
+    for first in range(0, len(values), rows * _BLOCKS):
+        block = np.ascontiguousarray(values[first : first + rows * _BLOCKS], np.float64)
+        largest = np.abs(block).max(axis=1, initial=0.0) / top
+        # A scale that float32 can't hold would turn into a division by zero in the runtime.
+        flat = largest < np.finfo(np.float32).tiny
+        largest[flat] = 1.0
+        if search and block.size:
+            for start in range(0, len(block), rows):
+                part = slice(start, start + rows)
+                largest[part] *= _best_shrink(block[part], largest[part], top, columns)
+            largest[flat] = 1.0
+            largest = np.maximum(largest, np.finfo(np.float32).tiny)
+        scales[first : first + len(block)] = largest
+    return scales
 
 
 def to_grid(matrix: NDArray[Any], scales: NDArray[Any], bits: int = 8) -> NDArray[np.int8]:
@@ -52,9 +62,15 @@ def to_grid(matrix: NDArray[Any], scales: NDArray[Any], bits: int = 8) -> NDArra
     is in [2, 8].
     """
     top = _top(bits)
-    codes = np.asarray(matrix, np.float64) / np.asarray(scales, np.float64)[:, None]
-    np.rint(codes, out=codes)
-    return np.clip(codes, -top, top, out=codes).astype(np.int8)
+    values, steps = np.asarray(matrix), np.asarray(scales, np.float64)[:, None]
+    codes = np.empty_like(values, np.int8)
+    rows = max(1, _CHUNK * _BLOCKS // max(values.shape[1], 1))
+    for first in range(0, len(values), rows):
+        part = slice(first, first + rows)
+        block = np.ascontiguousarray(values[part], np.float64) / steps[part]
+        np.rint(block, out=block)
+        codes[part] = np.clip(block, -top, top, out=block)
+    return codes
 
 
 def error_feedback(
@@ -104,7 +120,14 @@ def _best_shrink(values: Floats, scales: Floats, top: int, columns: Floats) -> F
     grid = np.empty_like(relative)
     best = np.full(len(values), np.inf)
     factors = np.ones(len(values))
+    magnitudes = np.abs(relative, out=grid)
+    row, column = np.nonzero(magnitudes > _OUTER * top)
+    outer, counts = magnitudes[row, column], columns[column]
     for factor in _SHRINK:
+        cut = np.maximum(outer - factor * top, 0.0)
+        lost = np.bincount(row, np.square(cut) * counts, len(values))
+        if np.all(lost > best * _CLEARLY):
+            break
         np.divide(relative, factor, out=grid)
         np.rint(grid, out=grid)
         np.clip(grid, -top, top, out=grid)

@@ -9,7 +9,7 @@ from onnxslim_tk.graph.model import Model, bodies
 from onnxslim_tk.graph.notes import RUNTIME_DOMAINS
 from onnxslim_tk.graph.order import captured_names, ordered, sort_nodes
 from onnxslim_tk.graph.shadows import proto_bodies
-from onnxslim_tk.graph.weights import Stored
+from onnxslim_tk.graph.stored import Stored
 
 Operator = tuple[str, str]
 """An operator's domain and type."""

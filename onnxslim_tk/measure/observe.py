@@ -7,15 +7,17 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model, to_parts
-from onnxslim_tk.graph.weights import Stored
+from onnxslim_tk.graph.order import ordered
+from onnxslim_tk.graph.stored import Stored
 from onnxslim_tk.kernels.ranges import Histogram
 from onnxslim_tk.measure.foreign import behind_foreign, prune
 from onnxslim_tk.measure.rows import input_rows, row_width
-from onnxslim_tk.measure.runtime import Feed, Session
+from onnxslim_tk.measure.runtime import Feed, Session, is_big
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -25,6 +27,7 @@ _RANGE_VALUES: Final = 32768
 _FEWEST_ROWS: Final = 2000
 _MOST_ROWS: Final = 12000
 _ROWS_PER_COLUMN: Final = 4
+_DECODING: Final = ("Cast", "DequantizeLinear", "Mul", "Transpose")
 _FLUSH_VALUES: Final = 1 << 23
 
 
@@ -74,13 +77,23 @@ def with_outputs(model: Model, names: Iterable[str]) -> Stored:
 
 def inner_tensors(model: Model) -> list[str]:
     """Names of all activations of the outermost graph that a run can give out."""
-    behind = behind_foreign(model)
+    behind = behind_foreign(model) | _decoded(model)
     return [
         tensor.name
         for node in model.graph.nodes
         for tensor in node.outputs
         if tensor.name and tensor.name not in behind and not _depends_on_nothing(node)
     ]
+
+
+def _decoded(model: Model) -> set[str]:
+    """Names of weights that are made of values and a scale, both constants."""
+    found: set[str] = set()
+    for node in ordered(model.graph):
+        fixed = all(isinstance(t, gs.Constant) or t.name in found for t in node.inputs)
+        if node.op in _DECODING and fixed:
+            found.update(tensor.name for tensor in node.outputs)
+    return found
 
 
 def _depends_on_nothing(node: Any) -> bool:
@@ -91,13 +104,19 @@ def fetch(model: Model, names: Sequence[str], feeds: Iterable[Feed]) -> Iterator
     """The named inner tensors for each feed, one dict a feed; inputs of the model included."""
     inputs = {tensor.name for tensor in model.graph.inputs}
     wanted = [name for name in dict.fromkeys(names) if name not in inputs]
-    session = Session(with_outputs(model, wanted)) if wanted else None
+    session = _session(model, wanted) if wanted else None
     for feed in feeds:
         values = {name: np.asarray(feed[name]) for name in names if name in inputs}
         if session is not None:
             needed = {info.name for info in session.inputs}
             values |= session.run({k: v for k, v in feed.items() if k in needed}, wanted)
         yield values
+
+
+def _session(model: Model, names: Sequence[str]) -> Session:
+    """A session that gives out ``names``, of a big model with its weights where they lie."""
+    part = with_outputs(model, names)
+    return Session(part, lean=is_big(part))
 
 
 def observed_shapes(model: Model, feed: Feed) -> dict[str, tuple[int, ...]]:
@@ -108,7 +127,7 @@ def observed_shapes(model: Model, feed: Feed) -> dict[str, tuple[int, ...]]:
     shapes = {name: tuple(np.asarray(value).shape) for name, value in feed.items()}
     names = inner_tensors(model)
     if names:
-        session = Session(with_outputs(model, names))
+        session = _session(model, names)
         needed = {info.name for info in session.inputs}
         values = session.run({k: v for k, v in feed.items() if k in needed})
         shapes |= {name: tuple(value.shape) for name, value in values.items()}

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from onnxslim_tk.errors import ModelError, SessionError
-from onnxslim_tk.graph.weights import Stored, is_apart, is_plain, tensors
+from onnxslim_tk.graph.mapped import place_in_file, release_pages
+from onnxslim_tk.graph.stored import Stored
+from onnxslim_tk.graph.weights import is_apart, is_plain, refer, tensors
 
 Feed = Mapping[str, NDArray[Any]]
 """One run's inputs by name."""
@@ -63,6 +65,9 @@ _BIG: Final = 1 << 28
 """Bytes of weights from which on the runtime is lent arrays instead of one message."""
 _TOGETHER: Final = 1 << 30
 """Bytes of models that are loaded at once; bigger ones are one after the other."""
+_PLAIN_ORDER: Final = "session.disable_prepacking"
+_LEFT_OUT: Final = "optimization.disable_specified_optimizers"
+_FOLDER: Final = "session.model_external_initializers_file_folder_path"
 _LENT: Final = 1 << 20
 """Bytes of the smallest array that is lent: the runtime reads small constants while it loads."""
 
@@ -84,12 +89,16 @@ class TensorInfo:
 class Session:
     """A model loaded for running on the CPU.
 
-    ``optimize=False`` runs the graph as it is written. One thread, the default, repeats its
-    results to the bit. Raises SessionError when the runtime refuses the model.
+    ``optimize=False`` runs the graph as it is written. ``lean`` leaves weights as they lie, neither
+    decoded at load nor copied into the order that kernels like best: loading takes no memory then,
+    and running more time. One thread, the default, repeats its results to the bit. Raises
+    SessionError when the runtime refuses the model.
     """
 
-    def __init__(self, model: Opened, *, optimize: bool = True, threads: int = 1) -> None:
-        self._session = _open(model, _options(optimize, threads))
+    def __init__(
+        self, model: Opened, *, optimize: bool = True, threads: int = 1, lean: bool = False
+    ) -> None:
+        self._session = _open(model, _options(optimize, threads, lean))
         try:
             self.inputs = tuple(_info(value) for value in self._session.get_inputs())
             self.outputs = tuple(_info(value) for value in self._session.get_outputs())
@@ -127,6 +136,7 @@ def running_operators(model: Opened) -> Counter[str]:
     with tempfile.TemporaryDirectory(prefix="onnxslim-") as folder:
         path = Path(folder) / "optimized.onnx"
         options = _options(optimize=True, threads=1)
+        options.add_session_config_entry(_PLAIN_ORDER, "1")
         options.optimized_model_filepath = str(path)
         # Beside the graph, so that a big model stays under protobuf's 2 GB and parses fast.
         options.add_session_config_entry(
@@ -142,8 +152,16 @@ def running_operators(model: Opened) -> Counter[str]:
 
 def fit_together(*models: Opened) -> bool:
     """Whether models are small enough for their sessions to be open side by side."""
-    sizes = (m.stat().st_size if isinstance(m, Path) else len(m) for m in models)
-    return sum(sizes) <= _TOGETHER
+    return sum(map(_size, models)) <= _TOGETHER
+
+
+def is_big(model: Opened) -> bool:
+    """Whether a model is better run with its weights where they are than decoded and copied."""
+    return _size(model) >= _BIG
+
+
+def _size(model: Opened) -> int:
+    return model.stat().st_size if isinstance(model, Path) else len(model)
 
 
 def runtime_version() -> str:
@@ -151,18 +169,25 @@ def runtime_version() -> str:
     return str(ort.__version__)
 
 
-def _options(optimize: bool, threads: int) -> Any:
+def _options(optimize: bool, threads: int, lean: bool = False) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    if lean:
+        options.add_session_config_entry(_PLAIN_ORDER, "1")
+        options.add_session_config_entry(_LEFT_OUT, "ConstantFolding")
+        # By default, all weights would be decoded before the first of them is read.
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     return options
 
 
 def _open(model: Opened, options: Any) -> Any:
+    # The runtime maps files and takes copies on its own: what we read of them has served its time.
+    release_pages()
     source = _lent(model, options) if isinstance(model, Stored) else model
     if isinstance(source, Path) and not source.is_file():
         raise SessionError(f"session: no such file: {source}")
@@ -177,24 +202,37 @@ def _open(model: Opened, options: Any) -> Any:
 
 
 def _lent(stored: Stored, options: Any) -> bytes | Path:
-    """What to open of a model in several files; ``options`` get the arrays that lie nowhere yet."""
+    """What to open of a model whose weights lie apart.
+
+    ``options`` get the folder of big weights that lie in files, for the runtime to map, and the
+    arrays of those that lie nowhere yet, which it copies.
+    """
     if stored.is_single:
         return stored.head
     if stored.path is not None:
         return stored.path
     proto = stored.proto()
     names, values = [], []
+    folder: Path | None = None
     outermost = len(proto.graph.initializer)
     for position, tensor in enumerate(tensors(proto)):
         if not is_apart(tensor):
             continue
+        raw = stored.weights.raw(tensor)
         lend = stored.weights.size >= _BIG and position < outermost and is_plain(tensor)
-        if lend and stored.weights.raw(tensor).nbytes >= _LENT:
+        lend = lend and raw.nbytes >= _LENT
+        file, offset = (lend and place_in_file(raw)) or (None, 0)
+        if file is not None and folder in (None, file.parent):
+            folder = file.parent
+            refer(tensor, file.name, str(offset), str(raw.nbytes))
+        elif lend:
             names.append(tensor.name)
             array = np.require(stored.weights.values(tensor), requirements=("C", "A"))
             values.append(ort.OrtValue.ortvalue_from_numpy(array))
         else:
             stored.weights.fill(tensor)
+    if folder is not None:
+        options.add_session_config_entry(_FOLDER, str(folder))
     if names:
         options.add_external_initializers(names, values)
     try:

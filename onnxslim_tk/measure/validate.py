@@ -9,13 +9,13 @@ import numpy as np
 
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model, bodies, to_stored
-from onnxslim_tk.graph.weights import Stored
+from onnxslim_tk.graph.stored import Stored
 from onnxslim_tk.measure.fidelity import OutputFidelity, Runner, compare
 from onnxslim_tk.measure.kinds import OutputKind
 from onnxslim_tk.measure.latency import Latency, measure_latency
 from onnxslim_tk.measure.metrics import Drop, Metric, paired_drop
 from onnxslim_tk.measure.observe import fetch, inner_tensors
-from onnxslim_tk.measure.runtime import Feed, Session, fit_together, running_operators
+from onnxslim_tk.measure.runtime import Feed, Session, fit_together, is_big, running_operators
 from onnxslim_tk.measure.samples import Samples
 from onnxslim_tk.measure.size import Size, size_of
 from onnxslim_tk.measure.slices import decibels
@@ -37,6 +37,8 @@ INTEGER_KERNELS: Final = frozenset(
 )
 _INTEGER: Final = ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul")
 _LAYER_SAMPLES: Final = 4
+_MOST_MEMORY: Final = 1.4
+"""Times the original's size that loading a big result may take for it to be timed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,8 @@ def validate_files(
     before, after = (original[0], result[0]) if running is None else running
     progress("time both models", 0, 1)
     latency = None
-    if feeds and before is not None and after is not None:
+    fits = not takes_too_much(original[0], result[1])
+    if feeds and before is not None and after is not None and fits:
         latency = measure_latency(before, after, feeds)
     progress("time both models", 1, 1)
     meant = sum(runs_in_integers(layer) for layer in layers(result[1]))
@@ -145,6 +148,19 @@ def validate_files(
         integer_formed=sum(operators[name] for name in INTEGER_KERNELS),
         kernels={name: operators[name] for name in sorted(INTEGER_KERNELS) if operators[name]},
     )
+
+
+def takes_too_much(original: bytes | Stored, result: Model) -> bool:
+    """Whether the runtime, loading a big result, would take far more memory than the original does.
+
+    It decodes all weights that are integers times a scale, and keeps both steps for a while.
+    """
+    decoded = sum(
+        2 * np.dtype(np.float32).itemsize * layer.size
+        for layer in layers(result)
+        if not layer.is_dense and layer.is_multiplied
+    )
+    return is_big(original) and decoded > _MOST_MEMORY * len(original)
 
 
 def _holds_integers(model: Model) -> bool:

@@ -91,17 +91,16 @@ class Chain:
         """Bring a value of ``size`` elements, of which the last may be padding, into ``shape``."""
         if size == prod(shape):
             return self.node("Reshape", value, self.constant(np.array(shape, np.int64)))
-        return self.cut(self.flat(value), 0, shape)
+        part = self.cut(self.flat(value), (0,), (prod(shape),))
+        return part if len(shape) == 1 else self.shaped(part, prod(shape), shape)
 
-    def cut(self, flat: str, start: int, shape: tuple[int, ...]) -> str:
-        """Take a tensor of ``shape`` out of a flat value, from the element ``start`` on."""
-        stop = start + prod(shape)
+    def cut(self, value: str, start: tuple[int, ...], shape: tuple[int, ...]) -> str:
+        """Take a tensor of ``shape`` out of a value, from the element ``start`` on."""
+        stop = tuple(first + length for first, length in zip(start, shape, strict=True))
         if self.opset < 10:
-            part = self.node("Slice", flat, starts=[start], ends=[stop])
-        else:
-            bounds = [self.constant(np.array([at], np.int64)) for at in (start, stop)]
-            part = self.node("Slice", flat, *bounds)
-        return part if len(shape) == 1 else self.shaped(part, stop - start, shape)
+            return self.node("Slice", value, starts=start, ends=stop)
+        bounds = [self.constant(np.array(at, np.int64)) for at in (start, stop)]
+        return self.node("Slice", value, *bounds)
 
     def filled(self, shape: tuple[int, ...], value: NDArray[Any]) -> str:
         """Make a tensor of ``shape`` all of whose elements are the one of ``value``."""

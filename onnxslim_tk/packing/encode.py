@@ -29,6 +29,7 @@ _WIDTHS = range(2, 10)
 """Values in a row of a codebook: up to a whole 3x3 kernel."""
 
 _SAMPLE = 1 << 12
+_BLOCK = 1 << 20
 _NODES = 100
 """Bytes that the nodes of a chain take, about."""
 
@@ -38,14 +39,14 @@ class Encoding:
     """One way to store a certain tensor.
 
     ``write`` adds the chain and returns the name of the decoded value, or None where the tensor
-    can't be held. ``effort`` says what decoding costs at load: 0 for one look-up a value, 1 and 2
-    for several steps. ``opset`` is the lowest version of the standard operators that has every
-    operator and type of the chain.
+    can't be held. ``load`` is the memory, about and in bytes, that decoding takes at load beside
+    the result's own: the runtime keeps what every step gives until all is decoded. ``opset`` is
+    the lowest version of the standard operators that has every operator and type of the chain.
     """
 
     name: str
     write: Callable[[Chain], str | None]
-    effort: int
+    load: int
     opset: int
 
 
@@ -62,9 +63,9 @@ def dense(facts: Inspection) -> Iterator[Encoding]:
         yield from (_planes(facts, symbols, planes, "codes") for planes in below)
     yield from _rows(facts)
     yield Encoding("narrow", partial(_narrow, facts), 0, 7)
-    yield Encoding("narrow-24", partial(_three_bytes, facts), 0, 7)
+    yield Encoding("narrow-24", partial(_three_bytes, facts), 3 * facts.array.nbytes, 7)
     yield Encoding("bfloat16", partial(_bfloat16, facts), 0, 13)
-    yield Encoding("tail", partial(_tail, facts), 0, 9)
+    yield Encoding("tail", partial(_tail, facts), facts.array.nbytes, 9)
 
 
 def _coded(facts: Inspection, symbols: Alphabet, kind: str) -> Iterator[Encoding]:
@@ -77,7 +78,9 @@ def _planes(facts: Inspection, symbols: Alphabet, planes: Planes, kind: str) -> 
         value, size = write(chain, symbols, planes)
         return chain.shaped(value, size * symbols.entries.shape[1], facts.array.shape)
 
-    return Encoding(f"{kind}-{planes}", encode, min(len(planes.bases) - 1, 2), 7)
+    width = symbols.entries.shape[1]
+    load = planes.load(symbols.size, facts.array.itemsize * width)
+    return Encoding(f"{kind}-{planes}", encode, load, 7)
 
 
 def _rows(facts: Inspection) -> Iterator[Encoding]:
@@ -87,14 +90,19 @@ def _rows(facts: Inspection) -> Iterator[Encoding]:
     if facts.alphabet is not None:
         single = choices(len(facts.alphabet.entries))
         smallest = min(smallest, *(planes.data_size(values) for planes in single))
+
+    def total(width: int, count: int, size: int) -> int:
+        planes = min(planes.data_size(size) for planes in choices(count))
+        return planes + count * width * itemsize + _NODES
+
     for width in _WIDTHS:
 
-        def pays(count: int, size: int, width: int = width) -> bool:
-            book = count * width * itemsize + _NODES
-            return book + min(p.data_size(size) for p in choices(count)) < smallest
+        def pays(count: int, size: int, width: int = width, below: int = smallest) -> bool:
+            return total(width, count, size) < below
 
         found = facts.rows(width, pays)
         if found is not None:
+            smallest = min(smallest, total(width, len(found.entries), found.size))
             yield from _coded(facts, found, f"rows-{width}")
 
 
@@ -173,8 +181,13 @@ def _exact(facts: Inspection, dtype: np.dtype[Any]) -> bool:
 
 
 def _survives(array: NDArray[Any], dtype: np.dtype[Any]) -> bool:
-    # Whether a cast keeps the payload of a NaN is up to the hardware.
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        return False
+    flat = array.reshape(-1)
     with np.errstate(over="ignore"):
-        return bool(np.array_equal(bits(array), bits(array.astype(dtype).astype(array.dtype))))
+        for first in range(0, flat.size, _BLOCK):
+            part = flat[first : first + _BLOCK]
+            # Whether a cast keeps the payload of a NaN is up to the hardware.
+            if part.dtype.kind == "f" and not np.isfinite(part).all():
+                return False
+            if not np.array_equal(bits(part), bits(part.astype(dtype).astype(part.dtype))):
+                return False
+    return True

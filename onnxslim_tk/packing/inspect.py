@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,8 @@ LARGEST = 4096
 
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 _SAMPLE = 1 << 13
-_DIRECT = 1 << 16
+_BLOCK = 1 << 20
+_DIRECT = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,16 @@ class Inspection:
         distinct, counts, codes = found
         return Alphabet(distinct.view(self.array.dtype)[:, None], counts, lambda: codes)
 
+    @property
+    def entropy(self) -> float | None:
+        """Bytes that no code of single values can go below; None where the values aren't few.
+
+        Of few values each occurs twice or more, on average: else they are what takes the bytes.
+        """
+        symbols = self.alphabet
+        few = symbols is not None and 2 * len(symbols.entries) <= symbols.size
+        return symbols.entropy if symbols is not None and few else None
+
     @cached_property
     def background(self) -> NDArray[Any]:
         """The most frequent value, shape ``(1,)``; zero where distinct values are too many."""
@@ -104,7 +115,7 @@ class Inspection:
             single = self._column_codes(columns, column)
             if single is None:
                 return None
-            found = _indexed(codes * single[1] + single[0], LARGEST)
+            found = _numbered(codes * single[1] + single[0], count * single[1])
             if found is None or not fewer_than(len(found[0]), size):
                 return None
             codes, count = found[2].astype(np.int64), len(found[0])
@@ -132,27 +143,63 @@ def inspect(array: NDArray[Any]) -> Inspection:
     return Inspection(array)
 
 
+def entropy(values: NDArray[Any]) -> float | None:
+    """Return the bits a value that a perfect code takes for each value by itself (Shannon, 1948).
+
+    None where the values aren't few: more than 4096, or each less than twice on average.
+    """
+    found = inspect(values).entropy if values.size else None
+    return None if found is None else 8 * found / values.size
+
+
 def _indexed(
     values: NDArray[Any], limit: int
 ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[Any]] | None:
     """Return the sorted distinct values, their counts and the code of each value.
 
-    None where there are more than ``limit``.
+    None where there are more than ``limit``. Goes block by block: numpy widens all indices.
     """
-    if values.itemsize <= 2 or (values.dtype.kind == "i" and int(values.max()) < _DIRECT):
-        counts = np.bincount(values)
-        distinct = np.flatnonzero(counts)
+    distinct = np.unique(values[: 2 * _SAMPLE])
+    for part in _blocks(values):
         if len(distinct) > limit:
             return None
-        place = np.zeros(len(counts), np.uint16 if len(distinct) > 256 else np.uint8)
-        place[distinct] = np.arange(len(distinct))
-        return distinct.astype(values.dtype), counts[distinct], place[values]
-    distinct = np.unique(values[: 2 * _SAMPLE])
-    while len(distinct) <= limit:
-        codes = np.minimum(np.searchsorted(distinct, values), len(distinct) - 1)
-        missed = values[distinct[codes] != values]
-        if not missed.size:
-            narrow = codes.astype(np.uint16 if len(distinct) > 256 else np.uint8)
-            return distinct, np.bincount(codes, minlength=len(distinct)), narrow
-        distinct = np.union1d(distinct, missed[:_DIRECT])
-    return None
+        if len(distinct) < 1 << 8 * values.itemsize:
+            missed = part[distinct[_places(distinct, part)] != part]
+            distinct = np.union1d(distinct, missed) if missed.size else distinct
+    if len(distinct) > limit:
+        return None
+    counts = np.zeros(len(distinct), np.int64)
+    codes = np.empty(values.shape, np.uint16 if len(distinct) > 256 else np.uint8)
+    for part, place in zip(_blocks(values), _blocks(codes), strict=True):
+        place[:] = found = _places(distinct, part)
+        counts += np.bincount(found, minlength=len(distinct))
+    return distinct, counts, codes
+
+
+def _numbered(
+    keys: NDArray[np.int64], bound: int
+) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[Any]] | None:
+    """Do the same for numbers in ``[0, bound)``, by a table where that is small."""
+    if bound > _DIRECT:
+        return _indexed(keys, LARGEST)
+    counts = np.bincount(keys, minlength=bound)
+    distinct = np.flatnonzero(counts)
+    if len(distinct) > LARGEST:
+        return None
+    place = np.zeros(bound, np.uint16)
+    place[distinct] = np.arange(len(distinct))
+    return distinct, counts[distinct], place[keys]
+
+
+def _places(distinct: NDArray[Any], values: NDArray[Any]) -> NDArray[np.intp]:
+    """Return where in the sorted ``distinct`` each value stands, or any place where it doesn't."""
+    if values.itemsize == 1:
+        table = np.zeros(256, np.intp)
+        table[distinct] = np.arange(len(distinct))
+        return np.asarray(table[values])
+    return np.minimum(np.searchsorted(distinct, values), len(distinct) - 1)
+
+
+def _blocks(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    for first in range(0, len(values), _BLOCK):
+        yield values[first : first + _BLOCK]

@@ -110,9 +110,11 @@ def _mod(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
 def _div(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
     if any(value.dtype.kind not in "iu" for value in inputs) or not inputs[1].all():
         raise UndecodableError("a division of floats, or by zero")
+    quotient = _elementwise(np.floor_divide)(node, inputs, limit)
     # Towards zero, where numpy's goes down.
-    magnitude = _elementwise(np.floor_divide)(node, [np.abs(value) for value in inputs], limit)
-    return np.where((inputs[0] < 0) != (inputs[1] < 0), -magnitude, magnitude)
+    inexact = quotient * inputs[1] != inputs[0]
+    negative = (inputs[0] < 0) != (inputs[1] < 0)
+    return np.asarray(quotient + (inexact & negative).astype(quotient.dtype))
 
 
 def _bit_shift(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:

@@ -1,17 +1,20 @@
-"""The encodings of a tensor with their exact bytes, and which one is taken."""
+"""The encodings of a tensor with their exact bytes, and which one is taken for what it costs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from onnxslim_tk.packing.books import books
 from onnxslim_tk.packing.chain import Chain, stored_size
 from onnxslim_tk.packing.encode import Encoding, dense
+from onnxslim_tk.packing.escapes import escapes
 from onnxslim_tk.packing.inspect import Inspection, inspect
 from onnxslim_tk.packing.scopes import Names
 from onnxslim_tk.packing.sparse import sparse
@@ -20,8 +23,14 @@ from onnxslim_tk.packing.tables import Tables
 SMALLEST = 256
 """Below so many bytes no chain pays, and the runtime's checks of constant inputs stay happy."""
 
-_WORTH = 0.97
-"""A decode of more effort must be this much smaller than the best of less."""
+_WORTH = 250.0
+"""A byte less in the file is worth so many bytes more for a while at load."""
+
+_FREE = 48 << 20
+"""Bytes at load that nobody minds: they are spent on smaller encodings, whatever these save."""
+
+Tensor = tuple[int, Sequence["Option"]]
+"""The bytes of a tensor as it is, and what it can be stored as."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +41,35 @@ class Option:
     size: int
     tables: frozenset[str]
 
+    def price(self, worth: float) -> float:
+        """Bytes of the chain, and those that its decoding is worth."""
+        return self.size + self.encoding.load / worth
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What tensors may be stored as: with these tables, at this worth of a byte."""
+
+    tables: frozenset[str]
+    worth: float
+
+    def best(self, tensor: Tensor) -> Option | None:
+        """Return the option to take, or None for the tensor as it is: the smallest for its load."""
+        plain, found = tensor
+        return min(
+            (o for o in found if o.tables <= self.tables and o.price(self.worth) < plain),
+            key=lambda option: (option.price(self.worth), option.size),
+            default=None,
+        )
+
 
 def encodings(facts: Inspection) -> Iterator[Encoding]:
     """Every encoding that may hold a tensor, under names of their own."""
     yield from dense(facts)
     if facts.alphabet is None or len(facts.alphabet.entries) > 1:
         yield from sparse(facts)
+        yield from escapes(facts)
+        yield from books(facts)
 
 
 def options(facts: Inspection, opset: int) -> Iterator[Option]:
@@ -57,20 +89,6 @@ def options(facts: Inspection, opset: int) -> Iterator[Option]:
             yield Option(encoding, chain.size(), frozenset(needed))
 
 
-def best(found: Sequence[Option], plain: int) -> Option | None:
-    """Return the option to take instead of ``plain`` bytes, or None.
-
-    The smallest one of the least effort, unless one of more effort is clearly smaller.
-    """
-    chosen, size = None, plain
-    for option in sorted(found, key=lambda o: (o.encoding.effort, o.size)):
-        dearer = chosen is not None and option.encoding.effort > chosen.encoding.effort
-        # Against plain values even a quick decode is an effort, but a small one.
-        if option.size < size * (_WORTH if dearer or option.encoding.effort else 1):
-            chosen, size = option, option.size
-    return chosen
-
-
 def packed_bytes(values: NDArray[Any], opset: int = 17) -> int:
     """Return the bytes that a constant of these values takes in a packed file.
 
@@ -82,43 +100,81 @@ def packed_bytes(values: NDArray[Any], opset: int = 17) -> int:
     plain = stored_size(bare, array.nbytes)
     if array.nbytes < SMALLEST:
         return plain
-    option = best(tuple(options(inspect(array), opset)), plain)
+    found = tuple(options(inspect(array), opset))
+    tables = frozenset(key for option in found for key in option.tables)
+    option = _Choice(tables, _WORTH).best((plain, found))
     return plain if option is None else option.size
 
 
-def choose_tables(tensors: Sequence[tuple[int, Sequence[Option]]], opset: int) -> frozenset[str]:
-    """Return the shared tables that pay, for tensors of so many plain bytes and these options.
+def choose(tensors: Sequence[Tensor], opset: int) -> list[Option | None]:
+    """Choose for each tensor of a model; None leaves it as it is.
 
-    All of them at first; then, one by one, those go without which the file is smaller.
+    The smallest of all where decoding them is what nobody minds at load. Else what is smallest for
+    its load, and what is left of that is spent where a byte less costs least.
     """
-    allowed = frozenset(key for _, found in tensors for option in found for key in option.tables)
-    smallest, used = _outcome(tensors, allowed, opset)
+    small = _with_tables(tensors, inf, opset)
+    smallest = [small.best(tensor) for tensor in tensors]
+    if sum(option.encoding.load for option in smallest if option is not None) <= _FREE:
+        return smallest
+    quick = _with_tables(tensors, _WORTH, opset)
+    taken = [quick.best(tensor) for tensor in tensors]
+    gains: list[tuple[float, int, int, Option]] = []
+    for index, tensor in enumerate(tensors):
+        size, load = _cost(tensor, taken[index])
+        for option in tensor[1]:
+            if option.size < size and option.tables <= small.tables:
+                more = option.encoding.load - load
+                gains.append((more / (size - option.size), index, more, option))
+    upgraded, left, done = list(taken), _FREE, set[int]()
+    for _, index, more, option in sorted(gains, key=lambda gain: gain[:3]):
+        if more <= left and index not in done:
+            upgraded[index] = option
+            done.add(index)
+            left -= more
+    return min(upgraded, taken, key=lambda options: _file_bytes(tensors, options, opset))
+
+
+def _cost(tensor: Tensor, option: Option | None) -> tuple[int, int]:
+    """Return the bytes in the file and those at load."""
+    return (tensor[0], 0) if option is None else (option.size, option.encoding.load)
+
+
+def _file_bytes(tensors: Sequence[Tensor], taken: Sequence[Option | None], opset: int) -> int:
+    sizes = (_cost(tensor, option)[0] for tensor, option in zip(tensors, taken, strict=True))
+    used = {key for option in taken if option is not None for key in option.tables}
+    return sum(sizes) + _tables_size(used, opset)
+
+
+def _tables_size(keys: Iterable[str], opset: int) -> int:
+    tables = Tables(Names(set()), opset)
+    for key in sorted(keys):
+        tables(key)
+    return tables.chain.size()
+
+
+def _with_tables(tensors: Sequence[Tensor], worth: float, opset: int) -> _Choice:
+    """Return the tables that pay: all at first, then those go without which the file is smaller."""
+    every = frozenset(key for _, found in tensors for option in found for key in option.tables)
+    choice = _Choice(every, worth)
+    smallest, used = _outcome(tensors, choice, opset)
     while used:
-        fewer = [allowed - {key} for key in sorted(used)]
-        outcomes = [_outcome(tensors, keys, opset) for keys in fewer]
+        fewer = [_Choice(choice.tables - {key}, worth) for key in sorted(used)]
+        outcomes = [_outcome(tensors, other, opset) for other in fewer]
         sizes = [size for size, _ in outcomes]
         if min(sizes) >= smallest:
             break
         smallest = min(sizes)
-        allowed, used = fewer[sizes.index(smallest)], outcomes[sizes.index(smallest)][1]
-    return allowed
-
-
-def allowed_best(found: Sequence[Option], plain: int, allowed: frozenset[str]) -> Option | None:
-    """Return the best option that makes do with the tables in ``allowed``."""
-    return best([option for option in found if option.tables <= allowed], plain)
+        choice, used = fewer[sizes.index(smallest)], outcomes[sizes.index(smallest)][1]
+    return choice
 
 
 def _outcome(
-    tensors: Sequence[tuple[int, Sequence[Option]]], allowed: frozenset[str], opset: int
-) -> tuple[int, frozenset[str]]:
-    """Return the bytes of all tensors and tables, and which tables are read."""
-    total, used = 0, set[str]()
-    for plain, found in tensors:
-        option = allowed_best(found, plain, allowed)
-        total += plain if option is None else option.size
+    tensors: Sequence[Tensor], choice: _Choice, opset: int
+) -> tuple[float, frozenset[str]]:
+    """Return the price of all tensors and tables, and which tables are read."""
+    total, used = 0.0, set[str]()
+    for tensor in tensors:
+        option = choice.best(tensor)
+        total += tensor[0] if option is None else option.price(choice.worth)
         used.update(() if option is None else option.tables)
-    tables = Tables(Names(set()), opset)
-    for key in sorted(used):
-        tables(key)
-    return total + tables.chain.size(), frozenset(used)
+    return total + _tables_size(used, opset), frozenset(used)

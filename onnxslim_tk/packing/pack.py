@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
@@ -14,13 +15,12 @@ from onnxslim_tk.graph.weights import LARGEST, Weights
 from onnxslim_tk.packing.alias import alias
 from onnxslim_tk.packing.chain import Chain, Pool
 from onnxslim_tk.packing.decode import decode
-from onnxslim_tk.packing.inspect import inspect
+from onnxslim_tk.packing.inspect import bits, inspect
 from onnxslim_tk.packing.operators import LIMIT, UndecodableError
 from onnxslim_tk.packing.options import (
     SMALLEST,
     Option,
-    allowed_best,
-    choose_tables,
+    choose,
     encodings,
     options,
 )
@@ -66,7 +66,7 @@ class PackedTensor:
     ``encoding`` is an encoding's name, ``plain`` for a tensor that stays as it is, ``alias`` for
     one that another stands for, or ``tables`` for the tables that all decode chains share (nothing
     before). ``entropy`` is what the values alone, each coded by itself, take at least, in bytes;
-    None where more than 4096 are distinct.
+    None where the values aren't few.
     """
 
     name: str
@@ -103,14 +103,15 @@ def pack(model: onnx.ModelProto, weights: Weights | None = None) -> list[PackedT
     ]
     found = scopes(model)
     targets = list(_targets(found, opset, weights))
-    allowed = choose_tables([(target.size, target.options) for target in targets], opset)
+    chosen = choose([(target.size, target.options) for target in targets], opset)
     names = Names(taken_names(model))
     tables = Tables(names, opset)
     chains: list[Chain] = []
     for scope in found:
         bench = _Bench(names, tables, opset, weights)
-        for target in (t for t in targets if t.scope is scope):
-            option = allowed_best(target.options, target.size, allowed)
+        for target, option in zip(targets, chosen, strict=True):
+            if target.scope is not scope:
+                continue
             name = PLAIN if option is None else option.encoding.name
             size = None if option is None else bench.encode(name, target.tensor)
             if size is None:
@@ -172,7 +173,7 @@ class _Bench:
         except UndecodableError:
             return False
         same_kind = decoded.dtype == array.dtype and decoded.shape == array.shape
-        return same_kind and decoded.tobytes() == array.tobytes()
+        return same_kind and np.array_equal(bits(decoded), bits(array))
 
 
 def _targets(found: list[Scope], opset: int, weights: Weights) -> Iterator[_Target]:
@@ -189,9 +190,8 @@ def _targets(found: list[Scope], opset: int, weights: Weights) -> Iterator[_Targ
             if array.nbytes < SMALLEST or array.size * max(4, array.itemsize) >= LIMIT:
                 continue
             facts = inspect(array)
-            found_options = tuple(options(facts, opset))
-            entropy = None if facts.alphabet is None else facts.alphabet.entropy
-            yield _Target(scope, tensor, weights.stored_size(tensor), found_options, entropy)
+            size = weights.stored_size(tensor)
+            yield _Target(scope, tensor, size, tuple(options(facts, opset)), facts.entropy)
 
 
 def _unpackable(found: list[Scope]) -> set[Key]:

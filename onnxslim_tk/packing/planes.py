@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from onnxslim_tk.kernels.digits import digits_in_byte, pack_digits
 from onnxslim_tk.packing.chain import Chain
 from onnxslim_tk.packing.inspect import Alphabet
-from onnxslim_tk.packing.tables import digits_key
+from onnxslim_tk.packing.tables import digits_key, joint_key, rows_of
 
 _BASES = (256, 16, 6, 4, 3, 2)
 _MOST = 3
 _NODES = 75
 """Bytes that the nodes of a plane take, about."""
 _WORD = 1 << 16
+_SHARE = 2
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,26 @@ class Planes:
     def data_size(self, size: int) -> int:
         """Bytes of the planes of ``size`` codes."""
         return round(self.padded(size) * self.width) // 8
+
+    def group(self, size: int) -> int:
+        """How many of ``size`` codes can be looked up at once, 0 where each is alone.
+
+        Many of them then make up for the table of all groups.
+        """
+        if not self.tables or (len(self.tables) > 1 and not self.tables <= {2, 4, 16}):
+            return 0
+        group = min(digits_in_byte(base) for base in self.bases)
+        rows = prod(rows_of(base, group) for base in self.bases)
+        fits = len(self.bases) == 1 or (rows <= _WORD and _SHARE * rows * group <= size)
+        return group if fits and 256 not in self.bases else 0
+
+    def load(self, size: int, itemsize: int) -> int:
+        """Bytes, about, that reading ``size`` symbols takes at load beside the result's own."""
+        group = self.group(size)
+        if len(self.bases) == 1:
+            return size * (itemsize if group else itemsize + 4)
+        index = 8 * len(self.bases) + 4 * (len(self.bases) - 1)
+        return size * itemsize + index * size // max(group, 1)
 
     def strides(self) -> Iterator[tuple[int, int]]:
         """Yield every base and what its digit is worth."""
@@ -135,23 +156,42 @@ def stream(chain: Chain, symbols: Alphabet) -> tuple[str, int]:
         shape = (symbols.size,)
         return chain.data(shape, entries.dtype, lambda: entries[symbols.codes()]), symbols.size
     value, size = write(chain, symbols, planes)
-    return (chain.flat(value) if len(planes.bases) == 1 and planes.tables else value), size
+    return (chain.flat(value) if planes.group(symbols.size) else value), size
 
 
 def write(chain: Chain, symbols: Alphabet, planes: Planes) -> tuple[str, int]:
     """Store symbols; return them, entries in the last axes, and how many there are with padding."""
     entries = symbols.entries[:, 0] if symbols.entries.shape[1] == 1 else symbols.entries
     padded = planes.padded(symbols.size)
-    if len(planes.bases) == 1 and planes.tables:
-        base = planes.bases[0]
-        # The table asks for every code of this base, also for those that no entry has.
-        full = np.zeros((base, *entries.shape[1:]), entries.dtype)
-        full[: len(entries)] = entries
-        table = chain.node("Gather", chain.constant(full), chain.table(digits_key(base)))
-        return chain.node("Gather", table, _plane(chain, symbols, base, 1, padded)), padded
-    return chain.node(
-        "Gather", chain.constant(entries), write_codes(chain, symbols, planes)
-    ), padded
+    group = planes.group(symbols.size)
+    if not group:
+        index = write_codes(chain, symbols, planes)
+        return chain.node("Gather", chain.constant(entries), index), padded
+    # The table asks for every code there is, also for those that no entry has.
+    full = np.zeros((planes.entries, *entries.shape[1:]), entries.dtype)
+    full[: len(entries)] = entries
+    table = chain.node("Gather", chain.constant(full), chain.table(codes_key(planes, group)))
+    return chain.node("Gather", table, write_groups(chain, symbols, planes, group)), padded
+
+
+def codes_key(planes: Planes, group: int) -> str:
+    """The key of the table of the codes in every group, by the rows that `write_groups` gives."""
+    return digits_key(*planes.bases) if len(planes.bases) == 1 else joint_key(planes.bases, group)
+
+
+def write_groups(chain: Chain, symbols: Alphabet, planes: Planes, group: int) -> str:
+    """Store the codes of symbols; return for every ``group`` of them the row of a joint table."""
+    total, rows = "", 1
+    for base, stride in planes.strides():
+        plane = _plane(chain, symbols, base, stride, planes.padded(symbols.size))
+        if digits_in_byte(base) > group:
+            digits = chain.node("Gather", chain.table(digits_key(base**group, rows)), plane)
+            plane = chain.flat(digits)
+        elif rows > 1:
+            plane = chain.node("Mul", plane, chain.constant(np.array(rows, np.int32)))
+        rows *= rows_of(base, group)
+        total = chain.node("Add", total, plane) if total else plane
+    return total
 
 
 def write_codes(chain: Chain, symbols: Alphabet, planes: Planes) -> str:

@@ -1,4 +1,4 @@
-"""The sparse encodings: most values are the same, or few of many, and the others stand apart."""
+"""The sparse encodings: most values are the same, and the others stand apart."""
 
 from __future__ import annotations
 
@@ -14,16 +14,7 @@ from onnxslim_tk.kernels.digits import pack_digits
 from onnxslim_tk.packing.chain import Chain
 from onnxslim_tk.packing.encode import Encoding
 from onnxslim_tk.packing.inspect import Alphabet, Inspection
-from onnxslim_tk.packing.planes import (
-    Planes,
-    choices,
-    frontier,
-    smallest,
-    smallest_size,
-    stream,
-    write,
-    write_codes,
-)
+from onnxslim_tk.packing.planes import choices, smallest, stream, write, write_codes
 from onnxslim_tk.packing.tables import COUNTS, RANKS
 
 _MOST_KEPT = 0.9
@@ -35,14 +26,14 @@ _REACHES = (4, 8, 16, 32, 64, 256)
 
 def sparse(facts: Inspection) -> Iterator[Encoding]:
     """The sparse encodings of a tensor, as far as a quick look can tell."""
-    share = facts.kept_count / facts.array.size
+    size = facts.array.size
+    share = facts.kept_count / size
     if 0 < share < _MOST_KEPT:
-        yield Encoding("bitmask", partial(_bitmask, facts), 1, 12)
+        yield Encoding("bitmask", partial(_bitmask, facts), 12 * size + facts.array.nbytes, 12)
     if 0 < share < _MOST_KEPT / 2:
-        yield Encoding("gaps", partial(_gaps, facts), 1, 11)
-    symbols = facts.alphabet
-    if symbols is not None and len(symbols.entries) > 3:
-        yield Encoding("escapes", partial(_escapes, facts, symbols), 2, 11)
+        yield Encoding(
+            "gaps", partial(_gaps, facts), 20 * facts.kept_count + 2 * facts.array.nbytes, 11
+        )
 
 
 def _bitmask(facts: Inspection, chain: Chain) -> str:
@@ -121,7 +112,8 @@ def _gaps(facts: Inspection, chain: Chain) -> str:
     # The first step lands on 1 or later: the element 0 is only there to be cut off.
     blank = chain.filled((flat.size + 1 + length - bridged,), background)
     filled = chain.node("ScatterElements", blank, index, values, axis=0)
-    return chain.cut(filled, 1, facts.array.shape)
+    dense = chain.cut(filled, (1,), (flat.size,))
+    return dense if facts.array.ndim == 1 else chain.shaped(dense, flat.size, facts.array.shape)
 
 
 def _reach(distance: NDArray[Any], facts: Inspection) -> tuple[int, int]:
@@ -135,52 +127,3 @@ def _reach(distance: NDArray[Any], facts: Inspection) -> tuple[int, int]:
 
     best = min(_REACHES, key=lambda r: entries(r) * (value + float(choices(r)[0].width)))
     return best, entries(best)
-
-
-def _escapes(facts: Inspection, symbols: Alphabet, chain: Chain) -> str | None:
-    """Short codes for the most frequent values, and one that says: the next of the rarer ones."""
-    order = np.argsort(-symbols.counts, kind="stable")
-    counts = symbols.counts[order]
-    found = _split(counts, facts.array.itemsize)
-    if found is None:
-        return None
-    planes, common = found
-    place = np.empty(len(order), np.uint16)
-    place[order] = np.arange(len(order))
-    rare = int(counts[common:].sum())
-
-    def short() -> NDArray[Any]:
-        return np.minimum(place[symbols.codes()], np.uint16(common))
-
-    def others() -> NDArray[Any]:
-        ranks = place[symbols.codes()]
-        return np.asarray(ranks[ranks >= common] - np.uint16(common))
-
-    escaped = np.concatenate([counts[:common], [rare]])
-    codes = write_codes(chain, Alphabet(np.arange(common + 1)[:, None], escaped, short), planes)
-    entries = symbols.entries[order]
-    values, _ = stream(chain, Alphabet(entries[common:], counts[common:], others))
-    # An escape's own entry is never read: its rank, from 1 on, is added to its code.
-    book = np.concatenate([entries[:common, 0], np.zeros(1, entries.dtype)])
-    everything = chain.node("Concat", chain.constant(book), values, axis=0)
-    escapes = chain.node("Div", codes, chain.constant(np.array(common, np.int32)))
-    ranks = chain.node("CumSum", escapes, chain.constant(np.array(0, np.int64)))
-    index = chain.node("Add", codes, chain.node("Mul", escapes, ranks))
-    dense = chain.node("Gather", everything, index)
-    return chain.shaped(dense, planes.padded(facts.array.size), facts.array.shape)
-
-
-def _split(counts: NDArray[np.int64], itemsize: int) -> tuple[Planes, int] | None:
-    """Return planes for the most frequent values, and how many these are; None for all of them."""
-    size = int(counts.sum())
-    below = np.cumsum(counts)
-    best, least = None, smallest_size(len(counts), size, itemsize)
-    for planes in frontier():
-        common = planes.entries - 1
-        if common >= len(counts):
-            break
-        rare = size - int(below[common - 1])
-        total = planes.data_size(size) + smallest_size(len(counts) - common, rare, itemsize)
-        if total < least:
-            best, least = (planes, common), total
-    return best

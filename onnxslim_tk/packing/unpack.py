@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 
-import numpy as np
 import onnx
-from onnx import AttributeProto, TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from onnxslim_tk.graph.weights import LARGEST, Weights, is_apart, place
+from onnxslim_tk.packing.constants import delete_nodes, store_constants
 from onnxslim_tk.packing.decode import evaluate
 from onnxslim_tk.packing.inspect import inspect
-from onnxslim_tk.packing.operators import LIMIT, OPERATORS, Array, UndecodableError, attribute
-from onnxslim_tk.packing.scopes import STANDARD_DOMAINS, Key, Scope, opset_version, scopes
-
-_INTEGERS = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4)
-_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-
-# Through these, a Cast of small integers still reaches the Mul that scales it.
-_CARRIERS = frozenset(
-    {
-        "Add",
-        "Concat",
-        "Expand",
-        "Identity",
-        "Reshape",
-        "Slice",
-        "Squeeze",
-        "Sub",
-        "Transpose",
-        "Unsqueeze",
-    }
+from onnxslim_tk.packing.operators import LIMIT, Array, UndecodableError
+from onnxslim_tk.packing.scopes import Key, Scope, opset_version, scopes
+from onnxslim_tk.packing.steps import (
+    Step,
+    Steps,
+    Stored,
+    end_steps,
+    find_steps,
+    keys_of,
+    scaled_steps,
+    stored_constants,
 )
+
 _PLAIN_KINDS = "iufb"
 _FEW = 256
 _ROWS = (2, 4, 8)
@@ -47,23 +39,6 @@ _BYTES_UNDERWAY = 16
 _STEPS_PER_NODE = 64
 _SHARED_BYTES = 16 << 20
 _SHARED_VALUE = 16 << 10
-
-
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """A storage operator all of whose inputs are constants."""
-
-    node: onnx.NodeProto
-    scope: Scope
-    inputs: tuple[Key, ...]
-
-    @property
-    def key(self) -> Key:
-        return self.scope, self.node.output[0]
-
-
-_Steps = dict[Key, _Step]
-_Stored = dict[Key, TensorProto]
 
 
 @dataclass
@@ -107,25 +82,25 @@ def unpack(model: onnx.ModelProto, weights: Weights | None = None) -> int:
     if model.ir_version < 4:
         return 0
     found = scopes(model)
-    made = sum(_store_constants(scope) for scope in found)
+    made = sum(store_constants(scope) for scope in found)
     opset = opset_version(model)
     if opset < 7:
         return made
     blocked: set[Key] = set()
     touched: set[Key] = set()
-    budget = _budget(found, _stored(found, weights))
+    budget = _budget(found, stored_constants(found, weights))
     while True:
-        stored = _stored(found, weights)
-        steps = _steps(found, stored, blocked)
-        scaled = _scaled(steps, stored)
+        stored = stored_constants(found, weights)
+        steps = find_steps(found, stored, blocked)
+        scaled = scaled_steps(steps, stored)
         if scaled:
             blocked |= scaled
             continue
         failed: set[Key] = set()
-        decoded: list[tuple[_Step, TensorProto]] = []
+        decoded: list[tuple[Step, TensorProto]] = []
         try:
             budget.spend(steps=len(steps))
-            for step in _ends(found, steps):
+            for step in end_steps(found, steps):
                 try:
                     value = _decode(step, steps, stored, budget, weights)
                     decoded.append((step, _tensor(step, value, weights)))
@@ -153,7 +128,7 @@ class _SpentError(Exception):
     """The budget for decoding is spent; what isn't decoded by now stays as it is."""
 
 
-def _budget(found: list[Scope], stored: _Stored) -> _Budget:
+def _budget(found: list[Scope], stored: Stored) -> _Budget:
     # Any number of tensors may lie at one place of a data file.
     apart = {place(tensor): prod(tensor.dims) for tensor in stored.values() if is_apart(tensor)}
     elements = sum(prod(tensor.dims) for tensor in stored.values() if not is_apart(tensor))
@@ -163,122 +138,7 @@ def _budget(found: list[Scope], stored: _Stored) -> _Budget:
     return _Budget(total, _STEPS_PER_NODE * (nodes + 1), _BYTES_UNDERWAY * total)
 
 
-def _store_constants(scope: Scope) -> int:
-    """Turn Constant nodes into initializers, in order."""
-    outputs = {v.name for v in scope.graph.output}
-    gone: set[str] = set()
-    for node in scope.graph.node:
-        if node.op_type != "Constant" or node.domain not in STANDARD_DOMAINS:
-            continue
-        if node.output[0] in outputs or len(node.attribute) != 1:
-            continue
-        tensor = _constant_value(node.attribute[0])
-        if tensor is not None:
-            tensor.name = node.output[0]
-            scope.graph.initializer.append(tensor)
-            gone.add(node.output[0])
-    _delete_nodes(scope, gone)
-    return len(gone)
-
-
-def _constant_value(value: AttributeProto) -> TensorProto | None:
-    match value.name:
-        case "value" if value.t.data_type != TensorProto.STRING:
-            tensor = TensorProto()
-            tensor.CopyFrom(value.t)
-            return tensor
-        case "value_float":
-            return numpy_helper.from_array(np.array(value.f, np.float32))
-        case "value_floats":
-            return numpy_helper.from_array(np.array(value.floats, np.float32))
-        case "value_int":
-            return numpy_helper.from_array(np.array(value.i, np.int64))
-        case "value_ints":
-            return numpy_helper.from_array(np.array(value.ints, np.int64))
-    return None
-
-
-def _stored(found: list[Scope], weights: Weights) -> _Stored:
-    """Return the initializers that nobody can override."""
-    return {
-        (scope, tensor.name): tensor
-        for scope in found
-        for inputs in [{v.name for v in scope.graph.input}]
-        for tensor in scope.graph.initializer
-        if tensor.name not in inputs
-        and tensor.data_type != TensorProto.STRING
-        and weights.holds(tensor)
-    }
-
-
-def _steps(found: list[Scope], stored: _Stored, blocked: set[Key]) -> _Steps:
-    steps: _Steps = {}
-    for scope in found:
-        outputs = {v.name for v in scope.graph.output}
-        for node in scope.graph.node:
-            if node.op_type not in OPERATORS or node.domain not in STANDARD_DOMAINS:
-                continue
-            if len(node.output) != 1 or node.output[0] in outputs:
-                continue
-            inputs = _keys(scope, node.input)
-            step = _Step(node, scope, tuple(key for key in inputs if key is not None))
-            known = all(key is not None and (key in stored or key in steps) for key in inputs)
-            if known and step.key not in blocked:
-                steps[step.key] = step
-    return steps
-
-
-def _keys(scope: Scope, names: Iterable[str]) -> list[Key | None]:
-    """Resolve names as the nodes of ``scope`` read them; None for none or an unknown one."""
-    keys: list[Key | None] = []
-    for name in names:
-        owner = scope.owner(name) if name else None
-        keys.append(None if owner is None else (owner, name))
-    return keys
-
-
-def _scaled(steps: _Steps, stored: _Stored) -> set[Key]:
-    """Return the steps from a Cast of small integers to the multiplication that scales them."""
-    reach: dict[Key, set[Key]] = {}
-    found: set[Key] = set()
-    for key, step in steps.items():
-        before = [reach[source] for source in step.inputs if source in reach]
-        if step.node.op_type == "Cast":
-            widens = attribute(step.node, "to") in _FLOATS
-            if widens and _type(step.inputs[0], steps, stored) in _INTEGERS:
-                reach[key] = {key}
-        elif before and step.node.op_type in _CARRIERS:
-            reach[key] = {key}.union(*before)
-        elif before and step.node.op_type == "Mul":
-            found |= {key}.union(*before)
-    return found
-
-
-def _type(key: Key, steps: _Steps, stored: _Stored) -> int:
-    """Return the element type of a constant; all operators but two keep that of their input."""
-    while key in steps:
-        step = steps[key]
-        if step.node.op_type == "Cast":
-            return int(attribute(step.node, "to"))
-        if step.node.op_type == "ConstantOfShape":
-            value = attribute(step.node, "value")
-            return TensorProto.FLOAT if value is None else int(value.data_type)
-        key = step.inputs[0]
-    return stored[key].data_type
-
-
-def _ends(found: list[Scope], steps: _Steps) -> Iterator[_Step]:
-    """Yield, in order, the steps whose value something else than a step reads."""
-    read: set[Key | None] = set()
-    for scope in found:
-        read.update(_keys(scope, [v.name for v in scope.graph.output]))
-        for node in scope.graph.node:
-            if not node.output or (scope, node.output[0]) not in steps:
-                read.update(_keys(scope, node.input))
-    return (step for key, step in steps.items() if key in read)
-
-
-def _decode(end: _Step, steps: _Steps, stored: _Stored, budget: _Budget, weights: Weights) -> Array:
+def _decode(end: Step, steps: Steps, stored: Stored, budget: _Budget, weights: Weights) -> Array:
     values: dict[Key, Array] = {}
     underway = budget.underway
     for key in _needed(end, steps, budget):
@@ -305,7 +165,7 @@ def _decode(end: _Step, steps: _Steps, stored: _Stored, budget: _Budget, weights
     return value
 
 
-def _tensor(end: _Step, value: Array, weights: Weights) -> TensorProto:
+def _tensor(end: Step, value: Array, weights: Weights) -> TensorProto:
     """The initializer that takes the place of a chain."""
     element: TensorProto.DataType = helper.np_dtype_to_tensor_dtype(value.dtype)
     tensor = TensorProto(name=end.key[1], data_type=element, dims=value.shape)
@@ -315,7 +175,7 @@ def _tensor(end: _Step, value: Array, weights: Weights) -> TensorProto:
     return tensor
 
 
-def _needed(end: _Step, steps: _Steps, budget: _Budget) -> Iterator[Key]:
+def _needed(end: Step, steps: Steps, budget: _Budget) -> Iterator[Key]:
     """Yield the steps that ``end`` takes, itself the last, each after those that it reads."""
     done: set[Key] = set()
     waiting = [end.key]
@@ -353,7 +213,7 @@ def _has_codebook(values: Array) -> bool:
     return any(facts.rows(width, few) is not None for width in _ROWS)
 
 
-def _keep(decoded: list[tuple[_Step, TensorProto]], touched: set[Key]) -> None:
+def _keep(decoded: list[tuple[Step, TensorProto]], touched: set[Key]) -> None:
     """Put decoded tensors in the place of the nodes that made them."""
     gone: dict[Scope, set[str]] = {}
     for step, tensor in decoded:
@@ -361,17 +221,17 @@ def _keep(decoded: list[tuple[_Step, TensorProto]], touched: set[Key]) -> None:
         gone.setdefault(step.scope, set()).add(tensor.name)
         touched.update(step.inputs)
     for scope, names in gone.items():
-        _delete_nodes(scope, names)
+        delete_nodes(scope, names)
 
 
 def _prune(found: list[Scope], blocked: set[Key], touched: set[Key], weights: Weights) -> None:
     """Take away the steps and the initializers that only served what is decoded now."""
-    steps = _steps(found, _stored(found, weights), blocked)
+    steps = find_steps(found, stored_constants(found, weights), blocked)
     uses: Counter[Key | None] = Counter()
     for scope in found:
-        uses.update(_keys(scope, [v.name for v in scope.graph.output]))
+        uses.update(keys_of(scope, [v.name for v in scope.graph.output]))
         for node in scope.graph.node:
-            uses.update(_keys(scope, node.input))
+            uses.update(keys_of(scope, node.input))
     gone: dict[Scope, set[str]] = {}
     for key, step in reversed(steps.items()):
         if not uses[key]:
@@ -380,7 +240,7 @@ def _prune(found: list[Scope], blocked: set[Key], touched: set[Key], weights: We
             gone.setdefault(step.scope, set()).add(key[1])
     for scope in found:
         dead = gone.get(scope, set())
-        _delete_nodes(scope, dead)
+        delete_nodes(scope, dead)
         inputs = {v.name for v in scope.graph.input}
         for index in reversed(range(len(scope.graph.initializer))):
             name = scope.graph.initializer[index].name
@@ -390,10 +250,3 @@ def _prune(found: list[Scope], blocked: set[Key], touched: set[Key], weights: We
         for index in reversed(range(len(scope.graph.value_info))):
             if scope.graph.value_info[index].name in dead:
                 del scope.graph.value_info[index]
-
-
-def _delete_nodes(scope: Scope, outputs: set[str]) -> None:
-    nodes = scope.graph.node
-    for index in reversed(range(len(nodes))):
-        if nodes[index].output and nodes[index].output[0] in outputs:
-            del nodes[index]

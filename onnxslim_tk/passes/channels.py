@@ -170,7 +170,7 @@ class _Choice:
                 {"kept": kept.tolist(), "group": list(group.id)},
                 bytes_saved=_bytes_saved(group, kept, refits, left, context, outputs),
                 macs_saved=macs,
-                cost_saved=float(macs),
+                cost_saved=context.target.time_of_macs(macs),
                 error=float(np.mean([refit.error for refit in refits.values()])),
             )
 

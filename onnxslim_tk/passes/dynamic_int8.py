@@ -28,6 +28,7 @@ from onnxslim_tk.kernels.ranges import expected_error
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
 from onnxslim_tk.plan.readers import offered
+from onnxslim_tk.plan.work import layer_work
 
 Array = NDArray[Any]
 _KINDS: Final = ("Gemm", "MatMul")
@@ -101,6 +102,12 @@ class DynamicInt8:
         work = min(layer.macs(context.shapes) or layer.size for layer in products)
         if work < self.least_macs:
             return f"fewer than {self.least_macs} multiply-accumulates"
+        times = _times(products, context)
+        floating, dynamic = (
+            (sum(column) for column in zip(*times, strict=True)) if times else (1, 0)
+        )
+        if dynamic >= floating:
+            return f"would run slower in integers: {dynamic:.1f} us against {floating:.1f} us"
         if not layer.is_dense and (layer.stored.dtype != np.int8 or not layer.is_multiplied):
             return "quantized already"
         if layer.is_half:
@@ -129,15 +136,21 @@ def _row(method: str, sharers: Sequence[Layer], context: Context) -> Proposal | 
     saved = packed_bytes(layer.weight) if layer.is_dense else packed_bytes(layer.stored.values)
     saved -= packed_bytes(grid.values) + len(sharers) * _OVERHEAD
     saved -= grid.scales.nbytes if layer.is_dense else 0
-    target = context.target
-    costs = [target.dynamic_saving(layer.kind, layer.macs(context.shapes)) for layer in sharers]
-    if saved <= 0 and sum(costs) <= 0:
+    saved_time = sum(floating - dynamic for floating, dynamic in _times(sharers, context))
+    if saved <= 0 and saved_time <= 0:
         return None
     error = relative_error(
         layer.by_channel(layer.weight), layer.by_channel(grid.dense(layer))
     ) + max(_noise(layer, context) for layer in sharers)
     ids = tuple(layer.id for layer in sharers)
-    return Proposal(ids, method, "dynamic", bytes_saved=saved, cost_saved=sum(costs), error=error)
+    return Proposal(ids, method, "dynamic", bytes_saved=saved, cost_saved=saved_time, error=error)
+
+
+def _times(sharers: Sequence[Layer], context: Context) -> list[tuple[float, float]]:
+    """Microseconds of products in float and with ranges found in each run, where known."""
+    works = [layer_work(layer, context.shapes) for layer in sharers if layer.kind in _KINDS]
+    target = context.target
+    return [(target.float_time(w), target.dynamic_time(w)) for w in works if w is not None]
 
 
 def _noise(layer: Layer, context: Context) -> float:

@@ -154,7 +154,7 @@ def _rows(
                 {"kind": kind, "rank": rank},
                 bytes_saved=saved,
                 macs_saved=saved_macs,
-                cost_saved=float(saved_macs),
+                cost_saved=context.target.time_of_macs(saved_macs),
                 error=error,
             )
     if not ranks:

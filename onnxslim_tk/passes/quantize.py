@@ -1,7 +1,7 @@
 """Static int8 quantization: uint8 activations and int8 weights between Q and DQ nodes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -20,9 +20,10 @@ from onnxslim_tk.kernels.least_squares import relative_error
 from onnxslim_tk.kernels.ranges import METHODS, expected_error, mse_range
 from onnxslim_tk.measure.observe import Statistics
 from onnxslim_tk.packing import packed_bytes
+from onnxslim_tk.plan.placement import Placement, place
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
 from onnxslim_tk.plan.readers import offered
-from onnxslim_tk.plan.targets import Target
+from onnxslim_tk.plan.work import layer_work
 from onnxslim_tk.recover.bias import shift_means
 from onnxslim_tk.recover.measured_bias import FloatMeans
 from onnxslim_tk.recover.ranges import Ranges, choose_grids
@@ -36,6 +37,8 @@ _SMALLEST = 64
 _WORTH_WIDENING = 100_000
 # Bytes of the nodes and small constants that a quantized layer brings along.
 _INTEGER_OVERHEAD = 330
+# Microseconds that keep a row that saves no time by itself among those that can be given up.
+_LEAST_SAVED = 1e-3
 _FLOAT_OVERHEAD = 120
 
 
@@ -49,6 +52,8 @@ class Quantize:
     VNNI, where sums of 8-bit products can saturate (Jacob et al., 2018; Krishnamoorthi, 2018).
     ``bias_correction`` keeps the mean outputs of layers: as expected from the means of their
     inputs, and then as measured in the quantized model, where that brings its outputs closer.
+    ``only_faster`` keeps in float what the target's table says would run slower in integers, with
+    the changes of numbers around it; false is for a machine that the table does not describe.
     """
 
     name: ClassVar[str] = "quantize"
@@ -59,6 +64,7 @@ class Quantize:
     ranges: Ranges = "auto"
     weight_bits: int = 8
     bias_correction: Literal["none", "expected", "measured"] = "measured"
+    only_faster: bool = True
 
     def __post_init__(self) -> None:
         if self.weight_bits not in (7, 8):
@@ -78,7 +84,17 @@ class Quantize:
             already = "int8 would not make it smaller" if sharers[0].is_dense else _ALREADY
             return [] if reason else list(_rows(tuned, sharers, context)), reason or already
 
-        yield from offered(self, model, context, look)
+        found = list(offered(self, model, context, look))
+        placed = _placed(found, model, context)
+        for row in found:
+            if isinstance(row, Refusal) or row.setting != "integer":
+                yield row
+            elif self.only_faster and row.targets[0] in placed.slower:
+                for target in row.targets:
+                    yield Refusal(target, self.name, str(placed.slower[target]))
+            else:
+                saved = sum(placed.saved.get(target, 0.0) for target in row.targets)
+                yield replace(row, cost_saved=max(saved, _LEAST_SAVED))
 
     def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
         """Write the chosen layers; integer ones and what lies between them as regions."""
@@ -94,7 +110,7 @@ class Quantize:
             if row is None:
                 continue
             tuned = context.tuned(self, layer.names) or self
-            grid, before = weight_grid(layer, tuned.weight_bits), layer.matrix()
+            grid = weight_grid(layer, tuned.weight_bits)
             if layer.kind == "Gather":
                 gather_rows(model, layer, grid)
                 continue
@@ -106,7 +122,7 @@ class Quantize:
             corrects = tuned.bias_correction != "none" and layer.is_dense
             if corrects and context.statistics is not None:
                 after = layer.to_matrix(grid.dense(layer)).astype(np.float64)
-                shift_means(model, layer, before, after, context.statistics, outputs)
+                shift_means(model, layer, layer.matrix(), after, context.statistics, outputs)
             if row.setting == "integer":
                 integer.append((layer, grid))
             elif layer.is_dense:
@@ -150,20 +166,22 @@ class Quantize:
         ranks = {name: len(shape) for name, shape in statistics.shapes.items()}
         extra = {}
         for layer, _ in integer:
-            more = _missing_channels(layer, context.target)
-            if more and (layer.macs(context.shapes) or 0) >= _WORTH_WIDENING:
+            more = _missing_channels(layer, context)
+            if more:
                 extra[layer.id] = more
         return write_regions(model, regions, affine, integer, ranks, extra)
 
 
-def _missing_channels(layer: Layer, target: Target) -> int:
-    """How many channels a convolution lacks for its fast kernel."""
-    if layer.kind != "Conv":
+def _missing_channels(layer: Layer, context: Context) -> int:
+    """How many channels a convolution lacks for its fast kernel, where that is worth a Pad."""
+    target, work = context.target, layer_work(layer, context.shapes)
+    if layer.kind != "Conv" or work is None:
         return 0
-    if layer.groups == 1:
-        return -layer.shape[1] % target.input_step
-    depthwise = layer.groups == layer.channels and layer.shape[1] == 1
-    return -layer.channels % target.channel_step if depthwise else 0
+    if work.is_depthwise:
+        worth = target.widened_time(work) < target.odd_time(work)
+        return -layer.channels % target.channel_step if worth else 0
+    worth = layer.groups == 1 and work.macs >= _WORTH_WIDENING
+    return -layer.shape[1] % target.input_step if worth else 0
 
 
 def _refusal(sharers: Sequence[Layer]) -> str:
@@ -198,21 +216,29 @@ def _rows(tuned: Quantize, sharers: Sequence[Layer], context: Context) -> Iterat
         yield Proposal(ids, tuned.name, "rows", bytes_saved=saved, error=error)
         return
     if tuned.activations and all(_can_run_in_integers(layer, context) for layer in readers):
-        costs = [
-            context.target.integer_saving(layer.kind, layer.macs(context.shapes))
-            for layer in readers
-        ]
         yield Proposal(
             ids,
             tuned.name,
             "integer",
             bytes_saved=saved - sum(_INTEGER_OVERHEAD + 4 * layer.channels for layer in readers),
-            cost_saved=sum(costs),
             error=error + max(_input_noise(layer, context.statistics) for layer in readers),
         )
     saved -= len(readers) * _FLOAT_OVERHEAD
     if layer.is_dense and saved > 0:
         yield Proposal(ids, tuned.name, "float", bytes_saved=saved, error=error)
+
+
+def _placed(rows: Sequence[Proposal | Refusal], model: Model, context: Context) -> Placement:
+    """Which of the layers that can run in integers gain by it."""
+    statistics = context.statistics or Statistics()
+    by_id = {layer.id: layer for layer in layers(model)}
+    groups = [
+        [by_id[target] for target in row.targets if by_id[target].kind != "Gather"]
+        for row in rows
+        if isinstance(row, Proposal) and row.setting == "integer"
+    ]
+    extents, shapes = statistics.extents, context.shapes
+    return place(model.graph, groups, output_names(model), extents, shapes, context.target)
 
 
 def _can_run_in_integers(layer: Layer, context: Context) -> bool:

@@ -9,10 +9,10 @@ from typing import Final
 
 from onnxslim_tk.errors import CalibrationError, SessionError
 from onnxslim_tk.graph.model import Model
-from onnxslim_tk.graph.weights import Stored
+from onnxslim_tk.graph.stored import Stored
 from onnxslim_tk.measure.foreign import Operator, foreign_operators, runnable_part
 from onnxslim_tk.measure.probe import Probe
-from onnxslim_tk.measure.runtime import Feed, Session, TensorInfo
+from onnxslim_tk.measure.runtime import Feed, Session, TensorInfo, is_big
 from onnxslim_tk.measure.samples import Samples, Split, random_feed, split
 from onnxslim_tk.measure.validate import Faithfulness, faithfulness
 from onnxslim_tk.packing import PackedTensor
@@ -103,7 +103,7 @@ class Workshop:
             part = self.runnable(self.data)
             if part is None:
                 return None, ""
-            Session(part).run(feed)
+            Session(part, lean=is_big(part)).run(feed)
         except (CalibrationError, SessionError) as error:
             return None, str(error)
         return feed, ""

@@ -12,11 +12,11 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from onnxslim_tk.errors import ModelError
-from onnxslim_tk.graph.model import joined, joined_size
+from onnxslim_tk.graph.mapped import mapped
+from onnxslim_tk.graph.stored import Stored, joined, joined_size
 from onnxslim_tk.graph.weights import (
     LARGEST,
     Bytes,
-    Stored,
     Weights,
     entry,
     is_apart,
@@ -26,6 +26,8 @@ from onnxslim_tk.graph.weights import (
     tensors,
 )
 
+_AT_ONCE: Final = 1 << 28
+"""Bytes of a file from which on it is put together only as it is written."""
 _PAGE: Final = 4096
 _LINE: Final = 64
 _OURS: Final = re.compile(r"\.[0-9a-f]{16}\.data")
@@ -91,7 +93,7 @@ class _Reader:
                 raise self._wrong(f"{location!r} is no regular file")
             if not status.st_size:
                 return np.zeros(0, np.uint8)
-            return np.memmap(path, np.uint8, "r").view(np.ndarray)
+            return mapped(path)
         except OSError as error:
             raise self._wrong(f"{location!r}: {error.strerror}") from error
 
@@ -118,14 +120,29 @@ class _Reader:
         )
 
 
-def laid_out(proto: onnx.ModelProto, weights: Weights, name: str, largest: int = LARGEST) -> Stored:
+def laid_out(
+    proto: onnx.ModelProto,
+    weights: Weights,
+    name: str,
+    largest: int = LARGEST,
+    at_once: int = _AT_ONCE,
+) -> Stored:
     """The model as one file, or where it takes over ``largest`` bytes as a file with data beside.
+
+    One file of over ``at_once`` bytes is put together only as it is written.
 
     ``name`` is that of the model's file; the data's file bears it with a hash of its content.
     Raises ModelError where what must lie in the file itself takes over 2 GB.
     """
-    if joined_size(proto, weights) <= largest:
+    size = joined_size(proto, weights)
+    if size <= min(largest, at_once):
         return Stored(bytes(joined(proto, weights).SerializeToString(deterministic=True)))
+    if size <= largest:
+        used = Weights()
+        for tensor in proto.graph.initializer:
+            if is_apart(tensor):
+                used.add(place(tensor), weights.raw(tensor))
+        return Stored(bytes(proto.SerializeToString(deterministic=True)), used, joined=True)
     placed, content, end = Weights(), hashlib.sha256(), 0
     apart: dict[str, list[TensorProto]] = {}
     for tensor in proto.graph.initializer:
@@ -147,7 +164,7 @@ def laid_out(proto: onnx.ModelProto, weights: Weights, name: str, largest: int =
         for tensor in users:
             refer(tensor, location, str(offsets[key]), str(raw.nbytes))
         placed.add(place(users[0]), raw)
-    size = proto.ByteSize()
+    size = int(proto.ByteSize())
     if size > LARGEST:
         raise ModelError(f"model: {size} bytes beside its big weights, more than one file may hold")
     return Stored(bytes(proto.SerializeToString(deterministic=True)), placed)
@@ -160,6 +177,8 @@ def padding(end: int, size: int) -> int:
 
 def data_file(stored: Stored) -> str:
     """Name of the data file that a model of :func:`laid_out` needs; empty for none."""
+    if stored.joined:
+        return ""
     return next((entry(tensor, "location") for tensor in stored.apart()), "")
 
 

@@ -12,8 +12,9 @@ from google.protobuf.message import DecodeError
 
 from onnxslim_tk.errors import ModelError
 from onnxslim_tk.graph.check import check, drop_repeated_weights
-from onnxslim_tk.graph.model import Model, drop_listed_weights, from_proto, to_parts
-from onnxslim_tk.graph.weights import Stored
+from onnxslim_tk.graph.message import drop_listed_weights
+from onnxslim_tk.graph.model import Model, from_proto, to_parts
+from onnxslim_tk.graph.stored import Stored
 from onnxslim_tk.packing import PackedTensor, pack, unpack
 from onnxslim_tk.pipeline.external import (
     data_file,
@@ -146,7 +147,7 @@ def write_file(data: bytes | Stored, path: Path) -> None:
     try:
         if beside is not None:
             write_pieces(_data(stored), beside)
-        write_pieces([stored.head], path)
+        write_pieces(stored.pieces() if stored.joined else [stored.head], path)
     except BaseException:
         if beside is not None and not known:
             beside.unlink(missing_ok=True)

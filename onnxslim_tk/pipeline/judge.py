@@ -6,12 +6,13 @@ import onnx
 
 from onnxslim_tk.errors import ModelError
 from onnxslim_tk.graph.formats import number_formats, told
-from onnxslim_tk.graph.model import SEPARATE_WEIGHTS, Model
-from onnxslim_tk.graph.weights import Stored
+from onnxslim_tk.graph.message import SEPARATE_WEIGHTS
+from onnxslim_tk.graph.model import Model
+from onnxslim_tk.graph.stored import Stored
 from onnxslim_tk.measure.foreign import spelled
 from onnxslim_tk.measure.observe import observed_shapes
 from onnxslim_tk.measure.runtime import Feed, runtime_version
-from onnxslim_tk.measure.validate import validate_files
+from onnxslim_tk.measure.validate import takes_too_much, validate_files
 from onnxslim_tk.pipeline.attempt import Attempt, Workshop
 from onnxslim_tk.pipeline.files import parse
 from onnxslim_tk.report.integers import layer_runs
@@ -65,7 +66,7 @@ def judge(shop: Workshop, attempt: Attempt, started: float, everything: bool = F
         plan=attempt.plan,
         packed=attempt.packed,
         integers=layer_runs(attempt.model, attempt.plan, shop.samples is not None),
-        warnings=tuple(_warnings(shop, attempt, counts)),
+        warnings=tuple(_warnings(shop, attempt, opened, counts)),
         steps_back=attempt.steps,
         only_tidied=attempt.only_tidied,
         seconds=time.process_time() - started,
@@ -102,7 +103,7 @@ def _foreign(shop: Workshop) -> str:
     return said + "the result was judged by the tensors that go into these operators"
 
 
-def _warnings(shop: Workshop, attempt: Attempt, counts: Counts | None) -> list[str]:
+def _warnings(shop: Workshop, attempt: Attempt, opened: Model, counts: Counts | None) -> list[str]:
     found = [_foreign(shop)] if shop.foreign else []
     if shop.samples is None:
         made = "only methods that need none were used, and " if attempt.plan.stages else ""
@@ -112,6 +113,11 @@ def _warnings(shop: Workshop, attempt: Attempt, counts: Counts | None) -> list[s
         )
     if shop.not_run:
         found.append(f"no made-up input runs, so nothing is timed: {shop.not_run}")
+    if takes_too_much(shop.data, opened):
+        found.append(
+            "when the runtime loads the result, it decodes all weights at once and takes more than "
+            "twice the memory of the original for a while: it was not timed"
+        )
     if counts is not None and counts.overlaps:
         found.append(
             f"{counts.judge} samples are too few to split: the result was judged on samples that "

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from onnxslim_tk.errors import CalibrationError, ModelError, RecipeError, SessionError
-from onnxslim_tk.graph.weights import Stored, entry
+from onnxslim_tk.graph.stored import Stored
+from onnxslim_tk.graph.weights import entry
 from onnxslim_tk.measure.foreign import Operator, foreign_operators, runnable_part, spelled
-from onnxslim_tk.measure.runtime import Session
+from onnxslim_tk.measure.runtime import Session, is_big
 from onnxslim_tk.measure.samples import Samples, read_samples
 from onnxslim_tk.packing import PackedTensor
 from onnxslim_tk.passes import PASSES
@@ -145,7 +146,7 @@ def _check_runs(stored: Stored, foreign: Collection[Operator]) -> None:
     """Raise SessionError where the runtime can't load what it should of a model."""
     part = runnable_part(stored, foreign)
     if part is not None:
-        Session(part)
+        Session(part, lean=is_big(part))
 
 
 def _open(source: Path, recipe: str | Recipe, options: Options, result: Path | None) -> Workshop:
@@ -157,7 +158,7 @@ def _open(source: Path, recipe: str | Recipe, options: Options, result: Path | N
     model = parse(data)
     foreign = foreign_operators(model)
     part = runnable_part(data, foreign)
-    inputs = () if part is None else Session(part).inputs
+    inputs = () if part is None else Session(part, lean=is_big(part)).inputs
     options.progress("read the model", 1, 1)
     options.progress("read the samples", 0, 1)
     samples = options.calibration

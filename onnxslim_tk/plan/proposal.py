@@ -19,8 +19,8 @@ class Proposal:
     """One thing that a method could do.
 
     ``targets`` are ids of layers; ``details`` is JSON that apply obeys instead of computing it
-    twice; ``bytes_saved`` counts the packed file, ``macs_saved`` one run, ``cost_saved`` the
-    target's latency in float multiply-accumulates; ``error`` is the expected relative squared
+    twice; ``bytes_saved`` counts the packed file, ``macs_saved`` one run, ``cost_saved``
+    microseconds of one run by the target's table; ``error`` is the expected relative squared
     error of what the targets put out (0: lossless), or of the model's outputs once ``measured``.
     """
 
@@ -37,7 +37,7 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a method leaves a layer alone."""
+    """Why a method leaves a layer alone, or does less to it than was asked for."""
 
     target: str
     method: str

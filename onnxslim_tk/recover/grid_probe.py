@@ -12,7 +12,7 @@ from onnxslim_tk.errors import SessionError
 from onnxslim_tk.graph.grids import Affine
 from onnxslim_tk.graph.model import Model, to_parts, to_stored
 from onnxslim_tk.graph.regions import Grid, Regions
-from onnxslim_tk.graph.weights import Stored
+from onnxslim_tk.graph.stored import Stored
 from onnxslim_tk.measure.probe import output_errors
 from onnxslim_tk.measure.runtime import Feed, Session
 

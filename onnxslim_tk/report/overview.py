@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from onnxslim_tk.graph.edit import values_of
 from onnxslim_tk.graph.formats import number_formats
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model, bodies
 from onnxslim_tk.measure.size import parameters
+from onnxslim_tk.packing import entropy
 
 _STANDARD = (None, "", "ai.onnx")
 
@@ -17,7 +19,8 @@ _STANDARD = (None, "", "ai.onnx")
 class LayerView:
     """A layer; ``macs`` is None where shapes are unknown.
 
-    ``stored`` is the type that the weight is stored in, ``scaled`` whether behind a scale.
+    ``stored`` is the type that the weight is stored in, ``scaled`` whether behind a scale, and
+    ``entropy`` the bits a value that a perfect code would take, None where values aren't few.
     """
 
     id: str
@@ -27,6 +30,7 @@ class LayerView:
     weights: int
     macs: int | None
     stored: str
+    entropy: float | None
     scaled: bool
     in_body: bool
     shared: bool
@@ -120,6 +124,7 @@ def _view(layer: Layer, shapes: Mapping[str, tuple[int, ...]]) -> LayerView:
         weights=layer.size,
         macs=layer.macs(shapes) if shapes else None,
         stored=str(layer.stored.dtype),
+        entropy=entropy(values_of(layer.stored)),
         scaled=not layer.is_dense,
         in_body=bool(layer.path),
         shared=layer.is_shared,

@@ -12,7 +12,7 @@ from onnxslim_tk.passes import PASSES
 from onnxslim_tk.pipeline import Options, optimize
 from onnxslim_tk.plan.budget import Budget
 from onnxslim_tk.plan.recipe import parse_recipe
-from tests.models import model_of, normal
+from tests.models import SLOW_FLOATS, model_of, normal
 
 # Without a bias, which a correction would add.
 PLAIN = "stages: {numbers: [{quantize: {bias_correction: none}}]}"
@@ -33,7 +33,7 @@ def test_products_that_meet_in_a_sum_all_run_in_integers(name: str, tmp_path: Pa
     source, result = tmp_path / "in.onnx", tmp_path / "out.onnx"
     onnx.save(model_of(text, used), source)
     feeds = [{"x": normal(3 + k, 8, 32)} for k in range(12)]
-    options = Options(calibration=Samples(feeds), budget=Budget(min_sqnr_db=25))
+    options = Options(target=SLOW_FLOATS, calibration=Samples(feeds), budget=Budget(min_sqnr_db=25))
     optimize(source, result, parse_recipe(PLAIN, "plain", PASSES), options)
     found = running_operators(result)
     assert found["QGemm"] == products

@@ -157,3 +157,15 @@ def test_damping_adds_a_share_of_the_mean_diagonal() -> None:
         damped(np.ones((2, 3)), 0.1)
     with pytest.raises(ValueError, match="negative"):
         damped(covariance, -1)
+
+
+@given(seeds, st.integers(1, 30), st.booleans())
+def test_relative_error_adds_up_over_blocks(seed: int, block: int, weighted: bool) -> None:
+    rng = np.random.default_rng(seed)
+    matrix, other = rng.normal(size=(2, 9, 4)).astype(np.float32)
+    inputs = rng.normal(size=(12, 4))
+    covariance = inputs.T @ inputs if weighted else None
+    whole = relative_error(matrix, other, covariance)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onnxslim_tk.kernels.least_squares._BLOCK", block)
+        assert relative_error(matrix, other, covariance) == pytest.approx(whole, rel=1e-12)

@@ -124,3 +124,32 @@ def test_inputs_that_are_never_active_do_no_harm() -> None:
         np.testing.assert_array_equal(swept, np.rint(matrix))
     with pytest.raises(np.linalg.LinAlgError):
         error_feedback(matrix, -np.eye(2), lambda _, column: column)
+
+
+def searched(matrix: Array, bits: int, columns: Array) -> Array:
+    """The scales by trying every step for every row, in one piece."""
+    top = 2 ** (bits - 1) - 1
+    widest = symmetric_scales(matrix, bits, search=False)
+    tried = widest[:, None] * np.linspace(1.0, 0.2, 33)
+    ratio = np.clip(np.rint(matrix[:, None] / tried[..., None]), -top, top) * tried[..., None]
+    errors = np.square(ratio - matrix[:, None]) @ columns
+    return np.asarray(tried[np.arange(len(matrix)), errors.argmin(1)])
+
+
+@given(seeds, widths, st.integers(1, 40), st.integers(1, 4), st.booleans())
+def test_blocks_that_stop_early_find_what_the_whole_search_finds(
+    seed: int, bits: int, chunk: int, blocks: int, turned: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    matrix = rng.standard_t(3, (24, 7)).astype(np.float32)
+    matrix = np.asfortranarray(matrix) if turned else matrix
+    columns = rng.uniform(0.1, 1, 7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onnxslim_tk.kernels.rounding._CHUNK", chunk)
+        patch.setattr("onnxslim_tk.kernels.rounding._BLOCKS", blocks)
+        scales = symmetric_scales(matrix, bits, weights=columns)
+        codes = to_grid(matrix, scales, bits)
+    wide = matrix.astype(np.float64)
+    np.testing.assert_allclose(scales, searched(wide, bits, columns), rtol=1e-12)
+    top = 2 ** (bits - 1) - 1
+    np.testing.assert_array_equal(codes, np.clip(np.rint(wide / scales[:, None]), -top, top))

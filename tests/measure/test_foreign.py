@@ -4,7 +4,7 @@ import pytest
 from onnx import helper, numpy_helper, parser
 
 from onnxslim_tk.graph.model import from_proto
-from onnxslim_tk.graph.weights import Stored
+from onnxslim_tk.graph.stored import Stored
 from onnxslim_tk.measure.foreign import (
     behind_foreign,
     foreign_operators,

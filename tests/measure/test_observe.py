@@ -211,3 +211,16 @@ def test_a_small_spread_about_a_big_mean_is_not_lost() -> None:
     assert moments.second is not None
     centred = moments.second[0] - np.outer(moments.mean[0], moments.mean[0])
     np.testing.assert_allclose(centred, np.cov(rows.T, bias=True), atol=1e-4)
+
+
+def test_weights_that_are_decoded_from_constants_are_no_activations() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 64] x) => (float[N, 64] y) {
+            c = Cast<to = 1>(codes)
+            w = Mul(c, s)
+            t = Transpose(w)
+            y = MatMul(x, t)
+        }"""
+    codes = np.ones((64, 64), np.int8)
+    model = opened(model_of(text, {"codes": codes, "s": np.ones((1, 64), np.float32)}))
+    assert inner_tensors(model) == ["y"]

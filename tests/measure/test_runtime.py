@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import parser
+from onnx import numpy_helper, parser
 
 from onnxslim_tk.errors import SessionError
 from onnxslim_tk.measure.runtime import Session, TensorInfo, running_operators, runtime_version
@@ -129,3 +129,17 @@ def test_repeats_its_results_to_the_bit() -> None:
 
 def test_names_its_version() -> None:
     assert runtime_version()[0].isdigit()
+
+
+def test_a_lean_session_gives_the_same() -> None:
+    text = """g (float[n,64] x) => (float[n,64] y) {
+        c = Cast<to = 1>(w) s = Mul(c, f) y = MatMul(x, s)
+    }"""
+    codes = np.random.default_rng(0).integers(-9, 9, (64, 64), np.int8)
+    proto = onnx.ModelProto.FromString(model(text))
+    for name, values in (("w", codes), ("f", np.full((1, 64), 0.5, np.float32))):
+        proto.graph.initializer.append(numpy_helper.from_array(values, name))
+    feed = {"x": np.random.default_rng(1).normal(size=(3, 64)).astype(np.float32)}
+    data = proto.SerializeToString()
+    expected, found = (Session(data, lean=lean).run(feed)["y"] for lean in (False, True))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)

@@ -1,6 +1,7 @@
 import zlib
 
 import numpy as np
+import pytest
 
 from onnxslim_tk.measure.observe import observed_shapes
 from onnxslim_tk.measure.size import parameters, size_of
@@ -49,3 +50,29 @@ def test_shared_weights_count_once_and_shapes_and_switches_not_at_all() -> None:
         "v": normal(1, 8),
     }
     assert parameters(opened(model_of(text, constants))) == 64 + 64 + 8
+
+
+def test_a_big_file_is_reckoned_from_pieces_all_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 9, 1 << 19, np.uint8).tobytes() + bytes(1 << 19)
+    model = opened(chain_cnn())
+    whole = size_of(data, model, {}).gzip_bytes
+    monkeypatch.setattr("onnxslim_tk.measure.size._SAMPLED", 1 << 17)
+    monkeypatch.setattr("onnxslim_tk.measure.size._PIECE", 1 << 11)
+    read: list[int] = []
+    plain = zlib.compressobj
+
+    class Counting:
+        def __init__(self, level: int) -> None:
+            self.packer = plain(level)
+
+        def compress(self, part: memoryview) -> bytes:
+            read.append(len(part))
+            return self.packer.compress(part)
+
+        def flush(self) -> bytes:
+            return self.packer.flush()
+
+    monkeypatch.setattr("onnxslim_tk.measure.size.zlib.compressobj", Counting)
+    assert size_of(data, model, {}).gzip_bytes == pytest.approx(whole, rel=0.1)
+    assert sum(read) == len(data) // 32

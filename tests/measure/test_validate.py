@@ -11,12 +11,12 @@ from onnxslim_tk.measure.validate import (
     faithfulness,
     layer_errors,
     runs_in_integers,
+    takes_too_much,
     validate_files,
 )
 from onnxslim_tk.passes.quantize import Quantize
 from onnxslim_tk.plan.proposal import Context, Proposal
-from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU
-from tests.models import chain_cnn, mlp, normal, opened, residual_cnn
+from tests.models import SLOW_FLOATS, chain_cnn, mlp, normal, opened, residual_cnn
 
 FEEDS = [{"x": normal(k, 1, 3, 16, 16)} for k in range(4)]
 
@@ -24,7 +24,7 @@ FEEDS = [{"x": normal(k, 1, 3, 16, 16)} for k in range(4)]
 def quantized(activations: bool = True) -> Model:
     model = opened(residual_cnn())
     statistics = observe(model, FEEDS, frozenset({"mean", "range"}), 0)
-    context = Context(ONNXRUNTIME_CPU, statistics=statistics, shapes=statistics.shapes)
+    context = Context(SLOW_FLOATS, statistics=statistics, shapes=statistics.shapes)
     method = Quantize(activations=activations)
     rows = [r for r in method.propose(model, context) if isinstance(r, Proposal)]
     best = {row.targets: row for row in reversed(rows)}
@@ -124,3 +124,24 @@ def test_faithfulness_sees_the_difference(scale: float) -> None:
     data = mlp().SerializeToString(), to_proto(changed).SerializeToString()
     found = faithfulness(*data, samples, None, {}, 0).outputs[0]
     assert 0 < found.sqnr_db < 30
+
+
+def test_a_big_result_that_decodes_to_far_more_than_the_original_is_not_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = mlp().SerializeToString()
+    result = opened(mlp())
+    for layer in list(layers(result)):
+        layer.set_scaled(result, np.ones(layer.shape, np.int8), np.ones(layer.channels, np.float32))
+    assert not takes_too_much(data, result)
+    monkeypatch.setattr("onnxslim_tk.measure.runtime._BIG", 1)
+    assert takes_too_much(data, result)
+    assert not takes_too_much(data, opened(mlp()))
+    original = opened(mlp())
+    feeds = ({"x": normal(0, 2, 32)},)
+    written = to_proto(result).SerializeToString()
+    found = validate_files(
+        (data, original), (written, result), feeds, None, ({}, {}), lambda *_: None
+    )
+    assert found.latency is None
+    assert found.layers

@@ -93,6 +93,14 @@ def sparse(distinct: int, size: int = 3001) -> NDArray[np.float32]:
     return np.where(generator.random(size) < 0.9, np.float32(0), values)
 
 
+def by_row(levels: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Weights on a grid for each channel, kept as floats."""
+    generator = np.random.default_rng(levels)
+    grid = generator.integers(0, levels, shape) - levels // 2
+    scales = generator.random((shape[0], *[1] * (len(shape) - 1))) + 0.1
+    return (grid * scales).astype(np.float32)
+
+
 HELD: dict[str, NDArray[Any]] = {
     "constant": np.full((7, 3), -0.0, np.float32),
     "codes-1": np.tile(np.array([1.5, np.nan], np.float32), 9).reshape(3, 6),
@@ -116,13 +124,16 @@ HELD: dict[str, NDArray[Any]] = {
     "rows-3-4": np.tile(np.arange(48, dtype=np.int8), 50).reshape(10, 240),
     "rows-4-8": np.tile(np.arange(800, dtype=np.float32), 8).reshape(8, 800),
     "rows-9-5": np.tile(np.arange(288, dtype=np.float32), 20).reshape(20, 288),
+    "books-4": by_row(15, (500, 10, 3, 3)),
+    "books-3.6": by_row(12, (7, 333)),
+    "books-8": by_row(255, (40, 3000)),
     "narrow": np.arange(-1000, 1000, dtype=np.float32).reshape(20, 100) / 8,
     "narrow-24": np.arange(-(1 << 23), 1 << 23, 65521, dtype=np.int32).reshape(1, -1),
     "bfloat16": np.ldexp(np.float32(1), np.arange(-120, 120)).astype(np.float32),
     "tail": np.pad(np.arange(700, dtype=np.float32).reshape(7, 20, 5), [(0, 0), (0, 12), (0, 0)]),
     "bitmask": sparse(15),
     "gaps": sparse(15),
-    "escapes": np.array([0] * 90 + [1] * 90 + [2] * 90 + [*range(100)], np.int8),
+    "escapes-2": np.array([0, 1, 2] * 900 + [*range(100)] * 9, np.int8),
 }
 
 
@@ -133,6 +144,40 @@ def test_holds_what_it_is_made_for(name: str) -> None:
     decoded = through(encoding, 13)
     assert decoded is not None
     assert decoded.tobytes() == HELD[name].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("entries", "size"),
+    [(8, 32_777), (32, 4_099), (64, 16_385), (128, 65_541), (9, 655_363)],
+)
+def test_many_codes_are_looked_up_in_groups(entries: int, size: int) -> None:
+    array = np.random.default_rng(0).integers(0, entries, size).astype(np.int8)
+    found = [e for e in encodings(inspect(array)) if e.name.startswith("codes")]
+    encoding = found[-1]
+    assert encoding.load < 18 * size
+    decoded = through(encoding, 11)
+    assert decoded is not None
+    assert decoded.tobytes() == array.tobytes()
+
+
+def bell(size: int, spread: float) -> NDArray[np.int8]:
+    values = np.random.default_rng(0).normal(0, spread, size)
+    return np.clip(np.rint(values), -127, 127).astype(np.int8)
+
+
+@pytest.mark.parametrize(("size", "spread"), [(70_001, 30), (40_000, 12), (9_000, 2)])
+def test_escapes_come_nearer_to_the_entropy(size: int, spread: float) -> None:
+    facts = inspect(bell(size, spread))
+    assert facts.alphabet is not None
+    found = [e for e in encodings(facts) if e.name.startswith("escapes")]
+    assert found
+    for encoding in found:
+        chain = Chain(Names(set(), 2), {}, lambda key: "xx", 13, dry=True)
+        assert encoding.write(chain) is not None
+        assert facts.alphabet.entropy < chain.size() < 1.12 * facts.alphabet.entropy + 700
+        decoded = through(encoding, 13)
+        assert decoded is not None
+        assert decoded.tobytes() == facts.array.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -160,7 +205,7 @@ def test_gaps_reach_both_ends(places: list[int]) -> None:
         ("narrow-24", np.array([0, 1 << 23], np.int64)),
         ("narrow-24", np.array([0, 1], np.float32)),
         ("bitmask", np.arange(64, dtype=np.float32)),
-        ("escapes", np.tile(np.arange(64, dtype=np.int8), 50)),
+        ("escapes-6", np.tile(np.arange(64, dtype=np.int8), 50)),
     ],
 )
 def test_refuses_what_it_cannot_hold(name: str, array: NDArray[Any]) -> None:

@@ -79,6 +79,13 @@ def test_computes_what_the_reference_computes(
     np.testing.assert_array_equal(result, expected)
 
 
+def test_divides_integers_towards_zero() -> None:
+    # As onnxruntime does; numpy and the reference round down.
+    node = helper.make_node("Div", ["x", "d"], ["y"])
+    result = evaluate(node, [np.array([7, -7, 7, -7, 6]), np.array([2, 2, -2, -2, -3])])
+    assert result.tolist() == [3, -3, -3, 3, -2]
+
+
 def test_reads_the_attributes_of_older_operator_sets() -> None:
     cut = helper.make_node("Slice", ["x"], ["y"], starts=[1], ends=[3], axes=[2])
     np.testing.assert_array_equal(evaluate(cut, [GRID]), GRID[:, :, 1:3])
@@ -96,6 +103,8 @@ def test_reads_the_attributes_of_older_operator_sets() -> None:
         (helper.make_node("Expand", ["x", "s"], ["y"]), [GRID, ints(LIMIT, 1, 1, 1)]),
         (helper.make_node("Gather", ["x", "i"], ["y"]), [GRID, ints(7)]),
         (helper.make_node("Mod", ["x", "d"], ["y"]), [WHOLE, np.array(0, np.int32)]),
+        (helper.make_node("Div", ["x", "d"], ["y"]), [WHOLE, np.array(0, np.int32)]),
+        (helper.make_node("Div", ["x", "d"], ["y"]), [GRID, np.array(2, np.float32)]),
         (
             helper.make_node("Cast", ["x"], ["y"], to=onnx.TensorProto.INT8),
             [np.array([300.0, np.nan], np.float32)],

@@ -1,5 +1,8 @@
 """The runtime folds every decode when it loads: same outputs, same fused kernels."""
 
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +14,25 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from onnxslim_tk.packing import pack, unpack
+from onnxslim_tk.packing.inspect import Inspection
+from onnxslim_tk.packing.options import Option
 
 from .conftest import Build
 
 CONV = """g (float[1,32,8,8] x) => (float[1,32,8,8] y) {
     xq = QuantizeLinear(x, sx, zx)
     xd = DequantizeLinear(xq, sx, zx)
-    w = DequantizeLinear<axis = 0>(q, sw)
+    w = DequantizeLinear(q, sw)
     c = Conv<pads = [1, 1, 1, 1]>(xd, w)
+    cq = QuantizeLinear(c, sy, zx)
+    y = DequantizeLinear(cq, sy, zx)
+}"""
+GEMM = """g (float[N,96] x) => (float[N,768] y) {
+    xq = QuantizeLinear(x, sx, zx)
+    xd = DequantizeLinear(xq, sx, zx)
+    w = DequantizeLinear(q, sw, zw)
+    b = DequantizeLinear(bias, sb)
+    c = Gemm(xd, w, b)
     cq = QuantizeLinear(c, sy, zx)
     y = DequantizeLinear(cq, sy, zx)
 }"""
@@ -47,34 +61,140 @@ def sparse(distinct: int, sparsity: float, dtype: Any = np.float32) -> NDArray[A
     return np.where(generator.random((64, 64)) < sparsity, dtype(0), picked).astype(dtype)
 
 
+def coded(shape: tuple[int, ...], entries: int, dtype: Any, spread: float = 0) -> NDArray[Any]:
+    """Values of an alphabet, equally often or in the shape of a bell."""
+    codes = np.arange(entries) - entries // 2
+    shares = np.exp(-0.5 * (codes / spread) ** 2) if spread else np.ones(entries)
+    generator = np.random.default_rng(entries)
+    values = codes if dtype == np.int8 else np.sort(generator.standard_normal(entries))
+    return values.astype(dtype)[generator.choice(entries, shape, p=shares / shares.sum())]
+
+
+def rows_of(shape: tuple[int, ...], entries: int, width: int, dtype: Any) -> NDArray[Any]:
+    """Values in rows of a codebook."""
+    generator = np.random.default_rng(width)
+    book = (40 * generator.standard_normal((entries, width))).astype(dtype)
+    return book[generator.integers(0, entries, np.prod(shape) // width)].reshape(shape)
+
+
+def on_grids(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Values of four in every row, and many in all."""
+    starts = 4 * (np.arange(shape[0]) % 30) - 60
+    codes = np.random.default_rng(0).integers(0, 4, shape)
+    return (codes + starts.reshape(-1, *[1] * (len(shape) - 1))).astype(dtype)
+
+
+WEIGHTS: dict[str, Callable[[tuple[int, ...], Any], NDArray[Any]]] = {
+    "constant": lambda shape, dtype: np.full(shape, 3, dtype),
+    **{
+        f"codes-{bits}": partial(lambda shape, dtype, n: coded(shape, n, dtype), n=entries)
+        for entries, bits in {
+            2: "1",
+            3: "1.6",
+            4: "2",
+            5: "2.6",
+            6: "2.67",
+            8: "3",
+            9: "3.2",
+            12: "3.6",
+            16: "4",
+            18: "4.2",
+            24: "4.6",
+            32: "5",
+            64: "6",
+            128: "7",
+        }.items()
+    },
+    "rows-2-8": lambda shape, dtype: rows_of(shape, 256, 2, dtype),
+    "rows-4-4": lambda shape, dtype: rows_of(shape, 16, 4, dtype),
+    "rows-8-5": lambda shape, dtype: rows_of(shape, 32, 8, dtype),
+    "rows-9-4": lambda shape, dtype: rows_of(shape, 16, 9, dtype),
+    "books-2": on_grids,
+    "tail": lambda shape, dtype: np.where(
+        np.indices(shape)[1] < 20, coded(shape, 100, dtype), dtype(0)
+    ),
+    "bitmask": lambda shape, dtype: sparse_of(shape, 0.6, dtype),
+    "gaps": lambda shape, dtype: sparse_of(shape, 0.9, dtype),
+    "escapes-5.6": lambda shape, dtype: coded(shape, 200, dtype, spread=12),
+    "escapes-6": lambda shape, dtype: coded(shape, 255, dtype, spread=12),
+}
+
+
+def sparse_of(shape: tuple[int, ...], sparsity: float, dtype: Any) -> NDArray[Any]:
+    keep = np.random.default_rng(1).random(shape) >= sparsity
+    return np.where(keep, coded(shape, 15, dtype), dtype(0))
+
+
+def only(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    """Let every tensor be stored in one encoding."""
+    module = sys.modules["onnxslim_tk.packing.pack"]
+    every = module.options
+
+    def some(facts: Inspection, opset: int) -> Iterator[Option]:
+        return (option for option in every(facts, opset) if option.encoding.name == encoding)
+
+    monkeypatch.setattr(module, "options", some)
+
+
 @pytest.mark.parametrize("opset", [9, 11, 13, 21])
-@pytest.mark.parametrize(
-    ("distinct", "sparsity", "encoding"),
-    [
-        (1, 0.0, "constant"),
-        (2, 0.0, "codes-1"),
-        (4, 0.0, "codes-2"),
-        (16, 0.0, "codes-4"),
-        (200, 0.0, "codes-8"),
-        (15, 0.6, "bitmask"),
-        (4096, 0.6, "bitmask"),
-        (15, 0.85, "gaps-4"),
-        (4096, 0.99, "gaps-8"),
-    ],
-)
-def test_folds_to_the_plain_weight(
-    build: Build, tmp_path: Path, opset: int, distinct: int, sparsity: float, encoding: str
+@pytest.mark.parametrize("encoding", WEIGHTS)
+def test_every_encoding_folds_to_the_plain_weight(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opset: int, encoding: str
 ) -> None:
-    text = "g (float[N,64] x) => (float[N,64] y) { y = MatMul(x, w) }"
-    model = build(text, opset, w=sparse(distinct, sparsity))
+    if opset < {"bitmask": 12, "gaps": 11, "books-2": 11, "escapes-5.6": 11, "escapes-6": 12}.get(
+        encoding, 9
+    ):
+        return
+    text = "g (float[N,64] x) => (float[N,288] y) { y = MatMul(x, w) }"
+    model = build(text, opset, w=WEIGHTS[encoding]((64, 288), np.float32))
     feeds = {"x": np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)}
     expected, plain = run(model, feeds, tmp_path)
-    rows = pack(model)
-    if opset >= 12:
-        assert rows[0].encoding == encoding
+    only(monkeypatch, encoding)
+    assert pack(model)[0].encoding == encoding
     result, folded = run(model, feeds, tmp_path)
     np.testing.assert_array_equal(result, expected)
-    assert [n.op_type for n in folded.node] == [n.op_type for n in plain.node]
+    assert [n.op_type for n in folded.node] == [n.op_type for n in plain.node] == ["MatMul"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "inputs", "kernel"),
+    [(CONV, (32, 32, 3, 3), (1, 32, 8, 8), "QLinearConv"), (GEMM, (96, 768), (5, 96), "QGemm")],
+    ids=["conv", "gemm"],
+)
+@pytest.mark.parametrize("encoding", WEIGHTS)
+def test_every_encoding_decodes_to_an_integer_kernel(
+    build: Build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    encoding: str,
+    text: str,
+    shape: tuple[int, ...],
+    inputs: tuple[int, ...],
+    kernel: str,
+) -> None:
+    if encoding == "escapes-6":
+        # Read in groups, which so few weights as the convolution's are not.
+        text, shape, inputs, kernel = GEMM, (96, 768), (5, 96), "QGemm"
+    model = build(
+        text,
+        q=WEIGHTS[encoding](shape, np.int8),
+        sw=np.array(0.01, np.float32),
+        sx=np.array(0.02, np.float32),
+        sy=np.array(0.05, np.float32),
+        zx=np.array(0, np.uint8),
+        sb=np.array(0.0002, np.float32),
+        zw=np.array(0, np.int8),
+        bias=np.arange(768, dtype=np.int32),
+    )
+    feeds = {"x": np.random.default_rng(0).random(inputs).astype(np.float32)}
+    expected, plain = run(model, feeds, tmp_path)
+    only(monkeypatch, encoding)
+    assert pack(model)[0].encoding == encoding
+    result, folded = run(model, feeds, tmp_path)
+    np.testing.assert_array_equal(result, expected)
+    kinds = [n.op_type for n in folded.node]
+    assert kernel in kinds
+    assert kinds == [n.op_type for n in plain.node]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.int8, np.uint8, np.int32, np.int64])
@@ -93,31 +213,6 @@ def test_every_type_comes_out_exactly(
     assert result.tobytes() == weight.tobytes()
 
 
-@pytest.mark.parametrize("sparsity", [0.0, 0.6, 0.9])
-def test_codes_decode_to_an_integer_convolution(
-    build: Build, tmp_path: Path, sparsity: float
-) -> None:
-    generator = np.random.default_rng(0)
-    codes = generator.integers(-7, 8, (32, 32, 3, 3)).astype(np.int8)
-    codes[generator.random(codes.shape) < sparsity] = 0
-    model = build(
-        CONV,
-        q=codes,
-        sw=np.linspace(0.01, 0.02, 32, dtype=np.float32),
-        sx=np.array(0.02, np.float32),
-        sy=np.array(0.05, np.float32),
-        zx=np.array(0, np.uint8),
-    )
-    feeds = {"x": generator.random((1, 32, 8, 8)).astype(np.float32)}
-    expected, plain = run(model, feeds, tmp_path)
-    assert pack(model)[0].name == "q"
-    result, folded = run(model, feeds, tmp_path)
-    np.testing.assert_array_equal(result, expected)
-    kinds = [n.op_type for n in folded.node]
-    assert "QLinearConv" in kinds
-    assert kinds == [n.op_type for n in plain.node]
-
-
 def test_chains_in_bodies_fold_too(build: Build, tmp_path: Path) -> None:
     model = build(CHOICE)
     branch = next(a.g for a in model.graph.node[0].attribute if a.name == "then_branch")
@@ -125,7 +220,7 @@ def test_chains_in_bodies_fold_too(build: Build, tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
     feeds = {"c": np.array(True), "x": x}
     expected, _ = run(model, feeds, tmp_path)
-    assert pack(model)[0].encoding == "bitmask"
+    assert pack(model)[0].encoding == "gaps"
     result, folded = run(model, feeds, tmp_path)
     np.testing.assert_array_equal(result, expected)
     assert [n.op_type for n in folded.node] == ["If"]

@@ -249,6 +249,19 @@ def test_merges_equal_constants_but_not_those_that_only_compare_equal() -> None:
     assert {t.name for t in to_proto(model).graph.initializer} == {"p", "plus", "minus"}
 
 
+def test_big_constants_merge_only_where_they_agree_to_the_end() -> None:
+    first = normal(2, 64, 300)
+    last = first.copy()
+    last[-1, -1] += 1
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[N, 64] x) => (float[N, 300] y) {
+        a = MatMul(x, p) b = MatMul(x, same) c = MatMul(x, other) d = Add(a, b) y = Add(d, c)
+    }"""
+    proto = model_of(text, {"p": first, "same": first.copy(), "other": last})
+    model, row = cleaned(proto, normal(3, 2, 64))
+    assert row.details["constants"] == 1
+    assert {t.name for t in to_proto(model).graph.initializer} == {"p", "other"}
+
+
 def test_merges_nodes_that_compute_the_same_and_what_follows_from_it() -> None:
     body = "a = Relu(x) b = Relu(x) c = Exp(a) d = Exp(b) y = Add(c, d)"
     model, row = cleaned(graph(body))

@@ -8,6 +8,7 @@ from onnx import checker
 
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.edit import drop_unused, is_constant
+from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.model import Model, to_proto
 from onnxslim_tk.measure.observe import observe, observed_shapes
 from onnxslim_tk.measure.runtime import Session, running_operators
@@ -18,7 +19,17 @@ from onnxslim_tk.passes.share import Share
 from onnxslim_tk.plan.policy import asked_for
 from onnxslim_tk.plan.proposal import Context, Proposal, Refusal
 from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU
-from tests.models import CONTEXT, chain_cnn, model_of, normal, opened, outputs, outputs_of
+from onnxslim_tk.plan.work import layer_work
+from tests.models import (
+    CONTEXT,
+    SLOW_FLOATS,
+    chain_cnn,
+    model_of,
+    normal,
+    opened,
+    outputs,
+    outputs_of,
+)
 
 HEAD = '<ir_version: 8, opset_import: ["": {opset}]>'
 W = normal(1, 64, 96, scale=0.2)
@@ -140,7 +151,7 @@ def test_shared_weights_keep_their_few_values() -> None:
     proto = graph("y = MatMul(x, w)", "N, 64", 2, {"w": W})
     model = dynamic(proto, method=Share(clusters=16))
     shared = to_proto(model)
-    context = Context(ONNXRUNTIME_CPU, shapes={"y": (5, 96)})
+    context = Context(SLOW_FLOATS, shapes={"y": (5, 96)})
     rows = [row for row in EAGER.propose(model, context) if isinstance(row, Proposal)]
     EAGER.apply(model, rows, context)
     drop_unused(model)
@@ -194,7 +205,7 @@ def test_an_input_that_was_not_finite_is_left_alone() -> None:
     model = opened(proto)
     feed = {"x": np.zeros((4, 64), np.float32)}
     statistics = observe(model, [feed], DynamicInt8.observes, 0)
-    context = Context(ONNXRUNTIME_CPU, statistics, shapes=statistics.shapes)
+    context = Context(SLOW_FLOATS, statistics, shapes=statistics.shapes)
     (row,) = EAGER.propose(model, context)
     assert isinstance(row, Refusal)
     assert row.reason == "what it reads was not finite in a run"
@@ -206,7 +217,12 @@ def test_saves_the_bytes_that_it_announces_and_time() -> None:
     shapes = observed_shapes(model, {"x": normal(0, 32, 64)})
     context = Context(ONNXRUNTIME_CPU, shapes=shapes)
     rows = [row for row in DynamicInt8().propose(model, context) if isinstance(row, Proposal)]
-    assert [row.cost_saved for row in rows] == [pytest.approx(0.55 * 32 * 64 * 96)] * 2
+    for layer, row in zip(layers(model), rows, strict=True):
+        work = layer_work(layer, shapes)
+        assert work is not None
+        gained = ONNXRUNTIME_CPU.float_time(work) - ONNXRUNTIME_CPU.dynamic_time(work)
+        assert row.cost_saved == pytest.approx(gained)
+        assert gained > 0
     DynamicInt8().apply(model, rows, context)
     drop_unused(model)
     result = to_proto(model)

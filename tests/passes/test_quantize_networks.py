@@ -36,18 +36,18 @@ def test_odd_input_channels_are_filled_up_where_that_pays(size: int, pads: int) 
 
 @pytest.mark.parametrize("method", [EXPECTED, Quantize()])
 def test_depthwise_convolutions_get_channels_for_their_fast_kernel(method: Quantize) -> None:
-    body = "c = Conv<pads=[1,1,1,1], group=20>(x, w, b) h = HardSwish(c) y = Conv(h, v)"
+    body = "c = Conv<pads=[2,2,2,2], group=40>(x, w, b) h = HardSwish(c) y = Conv(h, v)"
     constants = {
-        "w": normal(0, 20, 1, 3, 3, scale=0.4),
-        "b": normal(1, 20),
-        "v": normal(2, 8, 20, 1, 1, scale=0.3),
+        "w": normal(0, 40, 1, 5, 5, scale=0.25),
+        "b": normal(1, 40),
+        "v": normal(2, 8, 40, 1, 1, scale=0.2),
     }
-    proto = graph(body, "1, 20, 30, 30", 4, constants)
-    feeds = feeds_of(1, 20, 30, 30)
+    proto = graph(body, "1, 40, 12, 12", 4, constants)
+    feeds = feeds_of(1, 40, 12, 12)
     model = quantized(proto, feeds, method)
     near(proto, model, feeds[0], 25)
     (widened,) = (layer for layer in layers(model) if layer.groups > 1)
-    assert (widened.groups, widened.channels) == (32, 32)
+    assert (widened.groups, widened.channels) == (48, 48)
     assert {"Pad": 1, "Slice": 1, "QLinearConv": 2}.items() <= running(model).items()
 
 

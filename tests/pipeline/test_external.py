@@ -1,10 +1,13 @@
+import hashlib
 import os
 import stat
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
@@ -369,3 +372,83 @@ def test_in_place_the_new_data_replace_our_own_and_leave_a_vendor_s(
     assert len(list(folder.iterdir())) <= count
     assert report.validation.result.file_bytes < report.validation.original.file_bytes
     np.testing.assert_allclose(ran(split), expected, atol=0.3)
+
+
+@pytest.fixture
+def tall(tmp_path: Path) -> Path:
+    """Sixteen equal layers, 4 MB, with their weights in one data file."""
+    rng = np.random.default_rng(0)
+    body = "\n".join(f"m{k} = MatMul(h{k}, w{k})\nh{k + 1} = Relu(m{k})" for k in range(16))
+    text = f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N, 256] h0) => (float[N, 256] h16) {{ {body} }}"""
+    weights = {f"w{k}": rng.standard_normal((256, 256), np.float32) / 11 for k in range(16)}
+    return beside(model_of(text, weights), tmp_path / "tall", lambda name: "all.bin")
+
+
+@pytest.fixture
+def in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a few MB be as big for us as some GB are."""
+    monkeypatch.setattr("onnxslim_tk.measure.runtime._BIG", 1)
+    monkeypatch.setattr("onnxslim_tk.measure.runtime._LENT", 4096)
+    monkeypatch.setattr("onnxslim_tk.kernels.rounding._BLOCKS", 1)
+    monkeypatch.setattr("onnxslim_tk.kernels.rounding._CHUNK", 4096)
+    monkeypatch.setattr("onnxslim_tk.kernels.least_squares._BLOCK", 4096)
+    monkeypatch.setattr("onnxslim_tk.packing.inspect._BLOCK", 4096)
+    monkeypatch.setattr("onnxslim_tk.packing.encode._BLOCK", 4096)
+    monkeypatch.setattr("onnxslim_tk.packing.options._FREE", 0)
+    plain = external.laid_out
+    monkeypatch.setattr(files, "laid_out", lambda p, w, name: plain(p, w, name, at_once=4096))
+
+
+@pytest.mark.parametrize("recipe", ["light", "balanced"])
+def test_what_a_run_allocates_stays_below_the_size_of_the_weights(
+    tall: Path, tmp_path: Path, in_small_pieces: None, recipe: str
+) -> None:
+    # Once before, for what libraries set up at their first use.
+    optimize(tall, tmp_path / "out.onnx", recipe)
+    size = (tall.parent / "all.bin").stat().st_size
+    tracemalloc.start()
+    try:
+        report = optimize(tall, tmp_path / "out.onnx", recipe)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "out.onnx").stat().st_size < 0.27 * size
+    assert report.validation.result.file_bytes == (tmp_path / "out.onnx").stat().st_size
+    # The result's int8 values are a quarter; what the runtime takes is not seen here.
+    assert peak < size
+
+
+def test_a_file_put_together_as_it_is_written_is_the_same(
+    tall: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimize(tall, tmp_path / "whole.onnx", "light")
+    plain = external.laid_out
+    monkeypatch.setattr(files, "laid_out", lambda p, w, name: plain(p, w, name, at_once=4096))
+    report = optimize(tall, tmp_path / "out.onnx", "light")
+    data = (tmp_path / "out.onnx").read_bytes()
+    assert data == (tmp_path / "whole.onnx").read_bytes()
+    assert report.result_sha256 == hashlib.sha256(data).hexdigest()
+    assert [path.name for path in tmp_path.glob("out*")] == ["out.onnx"]
+
+
+def test_the_runtime_maps_what_lies_in_a_file(
+    tall: Path, in_small_pieces: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, lent = load(tall), []
+    plain = ort.SessionOptions.add_external_initializers
+
+    def recorded(options: object, names: list[str], values: list[object]) -> None:
+        lent.extend(names)
+        plain(options, names, values)
+
+    monkeypatch.setattr(ort.SessionOptions, "add_external_initializers", recorded)
+    feed = {"h0": normal(1, 2, 256)}
+    expected = Session(tall).run(feed)["h16"]
+    np.testing.assert_array_equal(Session(to_stored(model)).run(feed)["h16"], expected)
+    assert lent == []
+    first = next(iter(layers(model)))
+    first.set_dense(model, first.weight * 2)
+    changed = Session(to_stored(model)).run(feed)["h16"]
+    np.testing.assert_allclose(changed, 2 * expected, rtol=1e-4, atol=1e-5)
+    assert len(lent) == 1

@@ -10,7 +10,7 @@ from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.measure.metrics import Metric, load_metric
 from onnxslim_tk.measure.samples import Samples
 from onnxslim_tk.pipeline import Options, load, optimize, pack, validate
-from tests.models import mlp, normal
+from tests.models import SLOW_FLOATS, mlp, normal
 
 
 def with_magic(first: bool = False) -> onnx.ModelProto:
@@ -58,7 +58,8 @@ def test_without_samples_it_is_compressed_and_said_that_it_could_not_be_run(
 
 def test_samples_see_what_comes_before_it(tmp_path: Path) -> None:
     source = written(tmp_path)
-    report = optimize(source, tmp_path / "out.onnx", "balanced", Options(calibration=samples()))
+    options = Options(calibration=samples(), target=SLOW_FLOATS)
+    report = optimize(source, tmp_path / "out.onnx", "balanced", options)
     assert report.validation.integer_meant > 0
     assert report.validation.integer_formed > 0
     assert report.validation.latency is not None

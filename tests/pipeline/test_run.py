@@ -21,7 +21,7 @@ from onnxslim_tk.pipeline import Options, apply, load, optimize, plan, validate
 from onnxslim_tk.plan.budget import Budget
 from onnxslim_tk.plan.plan import read_plan, write_plan
 from onnxslim_tk.plan.recipe import Recipe, parse_recipe
-from tests.models import mlp, model_of, normal
+from tests.models import SLOW_FLOATS, mlp, model_of, normal
 
 from .conftest import Write
 
@@ -36,7 +36,7 @@ EASY = Budget(min_sqnr_db=15, min_agreement=0)
 
 def options(samples: Samples | None, budget: Budget | None = None, seed: int = 0) -> Options:
     usual = None if samples is None else EASY
-    return Options(calibration=samples, budget=budget or usual, seed=seed)
+    return Options(calibration=samples, budget=budget or usual, target=SLOW_FLOATS, seed=seed)
 
 
 def test_compresses_with_samples_and_keeps_what_the_file_says(

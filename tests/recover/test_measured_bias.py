@@ -4,14 +4,14 @@ import numpy as np
 
 from onnxslim_tk import demo
 from onnxslim_tk.graph.model import Model
-from onnxslim_tk.graph.weights import Stored
+from onnxslim_tk.graph.stored import Stored
 from onnxslim_tk.measure.observe import observe
 from onnxslim_tk.measure.runtime import Feed, Session
 from onnxslim_tk.passes.quantize import Quantize
 from onnxslim_tk.pipeline.files import load, packed
 from onnxslim_tk.plan.proposal import Context
-from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU
 from onnxslim_tk.recover.measured_bias import FloatMeans, channel_means
+from tests.models import SLOW_FLOATS
 from tests.rows import rows_of
 
 
@@ -23,7 +23,7 @@ def feeds_of(count: int) -> list[Feed]:
 def in_integers(model: Model, feeds: list[Feed], method: Quantize, shown: bool = True) -> None:
     """Carry out the integer rows of ``method``, with or without feeds for it to measure on."""
     statistics = observe(model, feeds, frozenset({"mean", "range"}), seed=0)
-    context = Context(ONNXRUNTIME_CPU, statistics, feeds if shown else (), statistics.shapes)
+    context = Context(SLOW_FLOATS, statistics, feeds if shown else (), statistics.shapes)
     rows = rows_of(model, context, method)
     method.apply(model, [row for row in rows if row.setting == "integer"], context)
 

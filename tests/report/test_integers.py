@@ -13,7 +13,7 @@ from onnxslim_tk.plan.recipe import parse_recipe
 from onnxslim_tk.report.integers import Because, Integers, LayerRun, by_kind
 from onnxslim_tk.report.outcome import Report
 from onnxslim_tk.report.summary import summarize
-from tests.models import mlp, model_of, normal
+from tests.models import SLOW_FLOATS, mlp, model_of, normal
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 IMAGES = [{"x": normal(100 + k, 1, 4, 12, 12)} for k in range(12)]
@@ -38,7 +38,8 @@ def report_of(
 ) -> Report:
     onnx.save(proto, folder / "in.onnx")
     made = parse_recipe(f"stages: {{numbers: {recipe}}}", "test", PASSES)
-    options = Options(calibration=None if feeds is None else Samples(feeds))
+    samples = None if feeds is None else Samples(feeds)
+    options = Options(calibration=samples, target=SLOW_FLOATS)
     return optimize(folder / "in.onnx", folder / "out.onnx", made, options)
 
 

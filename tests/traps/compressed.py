@@ -15,6 +15,7 @@ from onnxslim_tk.measure.runtime import Session, running_operators
 from onnxslim_tk.measure.samples import Samples
 from onnxslim_tk.pipeline import Options, optimize
 from onnxslim_tk.report.outcome import Report
+from tests.models import SLOW_FLOATS
 
 Array = NDArray[Any]
 Feed = Mapping[str, Array]
@@ -70,7 +71,8 @@ def compressed(
     onnx.save(proto, original)
     checker.check_model(proto, full_check=full)
     samples = None if feeds is None else Samples(list(feeds))
-    report = optimize(original, result, "balanced", Options(calibration=samples))
+    options = Options(calibration=samples, target=SLOW_FLOATS)
+    report = optimize(original, result, "balanced", options)
     assert report.holds
     checker.check_model(onnx.load(result), full_check=full)
     return Outcome(report, original, result)
