@@ -119,7 +119,7 @@ def _rows(
     plain = packed_bytes(layer.weight)
     extra = shift_bytes(layer, context.statistics, outputs)
     fit = _fit(layer, context)
-    proposed = False
+    most = 0
     for clusters, dimensions in _levels(tuned, is_end):
         if clusters < _STEPS[-1] and _is_unseen(layer, tuned, context):
             continue
@@ -130,9 +130,10 @@ def _rows(
         else:
             taken = packed_bytes(values.astype(np.float32))
         saved = plain - taken - extra
-        if saved <= 0:
+        coarser = most > 0 and dimensions == tuned.dimensions and clusters < tuned.clusters
+        if saved <= (most if coarser else 0):
             continue
-        proposed = True
+        most = max(most, saved)
         yield Proposal(
             (layer.id,),
             tuned.name,
@@ -141,7 +142,7 @@ def _rows(
             bytes_saved=saved,
             error=error,
         )
-    if not proposed:
+    if not most:
         yield Refusal(layer.id, tuned.name, "a codebook would not make the packed weight smaller")
 
 

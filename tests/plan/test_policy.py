@@ -145,7 +145,7 @@ def test_measured_errors_scale_the_milder_settings_too() -> None:
     errors = {(p.targets[0], p.setting): p.error for p in found}
     expected = {("a", 1): 0.02, ("a", 2): 0.005, ("b", 0): 0.3, ("c", 0): 0.5}
     assert errors == pytest.approx(expected)
-    assert [p.targets for p in found if not p.measured] == [("b",)]
+    assert [(p.targets, p.setting) for p in found if not p.measured] == [(("a",), 2), (("b",), 0)]
 
 
 def test_a_row_whose_error_is_out_of_proportion_takes_its_milder_setting() -> None:
