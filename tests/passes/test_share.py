@@ -43,6 +43,19 @@ def model_with(name: str, seed: int = 4) -> tuple[Model, dict[str, Array]]:
     return opened(model_of(text, {"w": normal(seed + 2, *weight)})), {"x": mixed}
 
 
+def matmul_chain() -> onnx.ModelProto:
+    """``a``, ``b`` and ``y`` are products, one after the other."""
+    text = f"""{HEAD} g (float[N, 32] x) => (float[N, 64] y) {{
+        a = MatMul(x, u)
+        ra = Relu(a)
+        b = MatMul(ra, v)
+        rb = Relu(b)
+        y = MatMul(rb, w)
+    }}"""
+    weights = {"u": normal(1, 32, 64), "v": normal(2, 64, 64), "w": normal(3, 64, 64)}
+    return model_of(text, weights)
+
+
 def shared(model: Model, method: Share, context: Context) -> list[Layer]:
     """The layers that the method changed."""
     rows = asked(model, context, method)
@@ -166,21 +179,29 @@ def test_the_largest_codebook_is_plain_int8() -> None:
     assert row.details == {"entries": [], "unit": 0.0}
 
 
-def test_finer_rows_follow_with_less_error_and_less_saved() -> None:
-    model = opened(mlp())
-    rows = rows_of(model, seen(model, TOKENS), Share(3))
-    mine = [row for row in rows if row.targets == rows[0].targets]
-    assert [row.setting for row in mine] == [3, 4, 16, 256]
-    errors, saved = [r.error for r in mine], [r.bytes_saved for r in mine]
-    assert errors == sorted(errors, reverse=True)
-    assert saved == sorted(saved, reverse=True)
+def test_finer_rows_come_before_coarser_ones() -> None:
+    model = opened(matmul_chain())
+    rows = rows_of(model, seen(model, TOKENS), Share(6))
+    mine = [row for row in rows if row.targets == ("b",)]
+    assert [row.setting for row in mine] == [6, 8, 16, 32, 64, 256, 4, 3]
+    for chain in (mine[:6], mine[-1:5:-1] + mine[:1]):
+        errors, saved = [r.error for r in chain], [r.bytes_saved for r in chain]
+        assert errors == sorted(errors, reverse=True)
+        assert saved == sorted(saved, reverse=True)
+
+
+def test_the_first_and_the_last_layer_get_nothing_coarser() -> None:
+    model = opened(matmul_chain())
+    rows = rows_of(model, seen(model, TOKENS), Share(6))
+    for end in ("a", "y"):
+        assert [row.setting for row in rows if row.targets == (end,)] == [6, 8, 16, 32, 64, 256]
 
 
 def test_shorter_vectors_follow_longer_ones() -> None:
     text = f"{HEAD} g (float[N, 128] x) => (float[N, 256] y) {{ y = MatMul(x, w) }}"
     model = opened(model_of(text, {"w": normal(1, 128, 256)}))
     settings = [row.setting for row in rows_of(model, CONTEXT, Share(64, dimensions=4))]
-    assert settings == ["64x4", "256x4", "256x2", 16, 256]
+    assert settings == ["64x4", "256x4", "256x2", 16, 32, 64, 256]
 
 
 @pytest.mark.parametrize(
