@@ -46,12 +46,13 @@ def codebook_refit(
     entries: Floats,
     covariance: Floats,
     scales: Floats,
+    keep_zero: bool = True,
 ) -> Floats:
     """Better entries ``(k,)`` for weights ``scales[g, i] * entries[codes[g, i, j]]``.
 
-    ``codes`` has the shape of ``matrix``, ``scales`` is ``(groups, rows)``. An entry of exactly 0
-    and one that no code uses stay. A dozen conjugate gradients from ``entries``, on some rows where
-    there are many. Raises ValueError for a code outside ``[0, k)``.
+    ``codes`` has the shape of ``matrix``, ``scales`` is ``(groups, rows)``. An entry that no code
+    uses stays, and with ``keep_zero`` one of exactly 0. A dozen conjugate gradients from
+    ``entries``, on some rows where there are many. Raises ValueError for a code outside ``[0, k)``.
     """
     count = len(entries)
     if codes.size and (codes.min() < 0 or codes.max() >= count):
@@ -63,7 +64,9 @@ def codebook_refit(
         normal = covariance[part]
     rows = scales[part][:, :, None]
     flat = picked.ravel()
-    free = (entries != 0) & (np.bincount(flat, minlength=count) > 0)
+    free = np.bincount(flat, minlength=count) > 0
+    if keep_zero:
+        free &= entries != 0
 
     def gather(products: Floats) -> Floats:
         sums = np.bincount(flat, weights=(products * rows).ravel(), minlength=count)

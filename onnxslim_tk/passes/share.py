@@ -15,7 +15,8 @@ from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
 from onnxslim_tk.plan.readers import chosen_layers
 from onnxslim_tk.recover.bias import keeps_mean, moments_of, shift_bytes, shift_means
-from onnxslim_tk.recover.codebook import INT8, Codebook, CodebookFit, Effort, is_pruned
+from onnxslim_tk.recover.codebook import INT8, CodebookFit, Effort, is_pruned
+from onnxslim_tk.recover.feedback import Codebook
 
 _SMALLEST = 512
 # Entry counts that fill their codes: base-3 digits, planes of bits, bytes.
@@ -32,7 +33,7 @@ class Share:
     quantization keeps; otherwise they are floats. ``effort`` says how far rounding goes: ``quick``
     takes nearest values; ``normal`` lets the columns to come make up for each column's error (GPTQ,
     Frantar et al., 2022) and refits and rounds once more, ``thorough`` four times. More than quick
-    works on single values and needs samples. Exact zeros of a pruned weight stay zeros.
+    needs samples. Exact zeros of a pruned weight stay zeros.
     """
 
     name: ClassVar[str] = "share"

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxslim_tk.graph.layers import Layer
-from onnxslim_tk.kernels.cluster import nearest
 from onnxslim_tk.kernels.codebook import (
     TOP,
     codebook,
@@ -18,16 +17,11 @@ from onnxslim_tk.kernels.codebook import (
     storable_scales,
     vector_codebook,
 )
-from onnxslim_tk.kernels.descent import codebook_refit, coordinate_descent
-from onnxslim_tk.kernels.grouped import (
-    RoundColumn,
-    feedback_variances,
-    grouped_damped,
-    grouped_error_feedback,
-)
+from onnxslim_tk.kernels.grouped import feedback_variances
 from onnxslim_tk.kernels.least_squares import shrinkage
 from onnxslim_tk.kernels.rounding import symmetric_scales
 from onnxslim_tk.measure.observe import Moments
+from onnxslim_tk.recover.feedback import Codebook, Feedback, per_row_of, refitted_scales
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -39,37 +33,12 @@ _LEAST_DAMPING: Final = 0.01
 _ALIKE: Final = 3.0
 # Moments are summed in float32: a direction below this share of all energy is rounding noise.
 _NOISE: Final = 1e-6
-# A refit that wants a scale far from the searched one has run into noise.
-_LEAST_REFIT, _MOST_REFIT = 0.6, 1.6
 _ROUNDS: Final = {"quick": 0, "normal": 1, "thorough": 4}
 # So many weights tell entries, scales and error of a layer as well as all would.
 _ENOUGH: Final = 1 << 19
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Codebook:
-    """Distinct values ``(k,)`` or vectors ``(k, d)`` of a weight.
-
-    ``unit`` None: floats as they are. Otherwise whole numbers in [-127, 127], of which 1 stands
-    for ``unit`` times the root mean square of its channel, before scales are searched; a unit of 0
-    is the whole int8 grid, with scales that fit each channel's largest weight.
-    """
-
-    entries: Floats
-    unit: float | None
-
-
 INT8: Final = Codebook(np.arange(-TOP, TOP + 1, dtype=np.float64), 0.0)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Rounded:
-    """A weight as values of a codebook, ``(groups, rows, inputs)``, times a scale per channel."""
-
-    book: Codebook
-    values: Floats
-    scales: Floats
-    error: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,7 +67,7 @@ class CodebookFit:
     after column, so that the columns to come make up for the error (GPTQ, Frantar et al., 2022),
     then entries and scales refitted by least squares and every value rounded once more to what is
     best while all others stay (Behdin et al., 2023); ``thorough``: refitted and rounded again,
-    four times. More than quick needs second moments and a codebook of single values.
+    four times. More than quick needs second moments, and vectors that stay in a row or a column.
     """
 
     def __init__(
@@ -112,7 +81,7 @@ class CodebookFit:
         self.matrix: Floats = layer.matrix()
         self._rows = self._by_channel(self.matrix)
         # A channel of nothing but zeros has no scale, and must stay silent.
-        self._silent = ~self._rows.any(axis=1)
+        self._silent: Mask = np.asarray(~self._rows.any(axis=1), np.bool_)
         pruned = is_pruned(layer.weight)
         self._fixed: Mask | None = self.matrix == 0 if pruned or self._silent.any() else None
         self._some = slice(None, None, max(1, layer.size // _ENOUGH))
@@ -145,17 +114,13 @@ class CodebookFit:
         The scales are ones where the codebook holds floats. Effort moves the entries of ``book``.
         """
         scales = self._scales(book)
-        if self._second is None or not self._sweeps(book):
+        if self._feedback is None or not self._sweeps(book):
             return self._finished(book, self._nearest(book, scales), scales)
-        normal = grouped_damped(self._second, self._damping)
-        found = best = self._settled(book, self._swept(book, scales), scales, normal)
-        for _ in range(self._rounds if book.unit != 0.0 else 0):
-            found = self._descended(self._refitted(found, normal), normal)
-            best = found if found.error < best.error else best
-        stored = self.layer.from_matrix(best.values)
+        values, scales = self._feedback.rounded(book, scales, self._rounds)
+        stored = self.layer.from_matrix(values)
         if book.unit is None:
             return stored, np.ones(len(scales), np.float32)
-        return stored, storable_scales(best.scales)
+        return stored, storable_scales(scales)
 
     def foretell(self, book: Codebook) -> Foretold:
         """About what :meth:`round` gives: nearest values, and the error to expect.
@@ -164,15 +129,19 @@ class CodebookFit:
         covariance tells how much of a rounding error later columns can take back. Some channels
         stand for all of a large layer.
         """
-        if not self._sweeps(book) and (self._second is not None or book.entries.ndim > 1):
+        sweeps, single = self._sweeps(book), book.entries.ndim == 1
+        if not sweeps and (self._second is not None or not single):
             return self._foretold_exactly(book)
-        rows, some = self._rows[self._some], self._some
-        scales = self._scales(book, some)
-        values = nearest_entries(rows / scales[:, None], book.entries)
-        if self._fixed is not None:
-            values = np.where(rows == 0, 0.0, values)
+        # Vectors run along the stored weight, through all channels.
+        some = self._some if single else slice(None)
+        rows, scales = self._rows[some], self._scales(book, some)
+        if single:
+            values = nearest_entries(rows / scales[:, None], book.entries)
+            values = values if self._fixed is None else np.where(rows == 0, 0.0, values)
+        else:
+            values = self._by_channel(self._nearest(book, scales))
         squares = (rows - values * scales[:, None]) ** 2
-        if self._second is not None:
+        if sweeps:
             if self._fixed is not None and rows.any():
                 # Feedback moves pruned weights too, and brings them back to zero.
                 squares[rows == 0] = squares[rows != 0].mean()
@@ -200,11 +169,11 @@ class CodebookFit:
 
     def rebuilt(self, values: Floats, scales: Array) -> Floats:
         """What ``values`` and ``scales`` stand for, as a matrix."""
-        per_row = self._per_row(scales.astype(np.float64))
+        per_row = per_row_of(self.layer, scales.astype(np.float64))
         return np.asarray(self.layer.to_matrix(values) * per_row[:, :, None], np.float64)
 
     def _sweeps(self, book: Codebook) -> bool:
-        return self._rounds > 0 and self._second is not None and book.entries.ndim == 1
+        return self._rounds > 0 and self._feedback is not None and self._feedback.fits(book)
 
     def _finished(
         self, book: Codebook, values: Floats, scales: Floats
@@ -212,7 +181,15 @@ class CodebookFit:
         stored = self.layer.from_matrix(values)
         if book.unit is None:
             return stored, np.ones(len(scales), np.float32)
-        return stored, storable_scales(self._refit_scales(values, scales, self._second))
+        return stored, storable_scales(
+            refitted_scales(self.layer, self.matrix, values, scales, self._second)
+        )
+
+    @cached_property
+    def _feedback(self) -> Feedback | None:
+        if self._second is None:
+            return None
+        return Feedback(self.layer, self.matrix, self._fixed, self._second, self._damping)
 
     @cached_property
     def _damping(self) -> float:
@@ -258,7 +235,8 @@ class CodebookFit:
             return symmetric_scales(rows)
         scales = np.where(self._silent[some], 1.0, self._spreads[some] * book.unit)
         if book.entries.ndim > 1:
-            return scales
+            # No entry need be all zeros.
+            return np.where(self._silent[some], np.finfo(np.float16).tiny, scales)
         weights = None if self._importance is None else self._importance[some]
         return search_scales(rows, book.entries, scales, weights)
 
@@ -266,67 +244,9 @@ class CodebookFit:
         # Vectors run along the stored weight, whatever its layout.
         stored = self._from_channels(self._rows / scales[:, None])
         values = self.layer.to_matrix(nearest_entries(stored, book.entries))
-        return self._held(values) if book.entries.ndim == 1 else values
-
-    def _held(self, values: Floats) -> Floats:
-        return values if self._fixed is None else np.where(self._fixed, 0.0, values)
-
-    def _rounding(self, book: Codebook, scales: Floats) -> RoundColumn:
-        per_row, fixed = self._per_row(scales), self._fixed
-
-        def rounded(groups: Array, columns: Array, values: Floats) -> Floats:
-            found = nearest_entries(values / per_row[groups], book.entries) * per_row[groups]
-            return found if fixed is None else np.where(fixed[groups, :, columns], 0.0, found)
-
-        return rounded
-
-    def _on_book(self, book: Codebook, matrix: Floats, scales: Floats) -> Floats:
-        return self._held(nearest_entries(matrix / self._per_row(scales)[:, :, None], book.entries))
-
-    def _swept(self, book: Codebook, scales: Floats) -> Floats:
-        assert self._second is not None
-        swept = grouped_error_feedback(
-            self.matrix, self._second, self._rounding(book, scales), self._damping
-        )
-        return self._on_book(book, swept, scales)
-
-    def _settled(self, book: Codebook, values: Floats, scales: Floats, normal: Floats) -> _Rounded:
-        """With the best scales for its values."""
-        if book.unit is not None:
-            scales = self._refit_scales(values, scales, normal)
-        change = self.matrix - values * self._per_row(scales)[:, :, None]
-        return _Rounded(book, values, scales, float(np.vdot(change @ normal, change)))
-
-    def _refitted(self, found: _Rounded, normal: Floats) -> _Rounded:
-        """With better entries for its codes, where that makes it better."""
-        codes = nearest(found.values, found.book.entries)
-        entries = codebook_refit(
-            self.matrix, codes, found.book.entries, normal, self._per_row(found.scales)
-        )
-        if found.book.unit is not None:
-            unit = float(np.abs(entries).max()) / TOP
-            entries = np.rint(entries / unit) + 0.0 if unit > 0 else found.book.entries
-            scales = found.scales * (unit if unit > 0 else 1.0)
-        else:
-            scales = found.scales
-        book = Codebook(np.unique(entries), found.book.unit)
-        moved = self._settled(book, self._held(entries[codes]), scales, normal)
-        return moved if moved.error < found.error else found
-
-    def _descended(self, found: _Rounded, normal: Floats) -> _Rounded:
-        book, scales = found.book, found.scales
-        start = found.values * self._per_row(scales)[:, :, None]
-        moved = coordinate_descent(self.matrix, start, normal, self._rounding(book, scales))
-        return self._settled(book, self._on_book(book, moved, scales), scales, normal)
-
-    def _refit_scales(self, values: Floats, scales: Floats, normal: Floats | None) -> Floats:
-        """Per channel the least-squares scale for its values."""
-        pull = values if normal is None else values @ normal
-        meets = self._by_channel(self.matrix * pull).sum(1)
-        norm = self._by_channel(values * pull).sum(1)
-        found = np.divide(meets, norm, out=scales.copy(), where=norm > 0)
-        near = (found > _LEAST_REFIT * scales) & (found < _MOST_REFIT * scales)
-        return np.where(near, found, scales)
+        if self._fixed is None or book.entries.ndim > 1:
+            return values
+        return np.where(self._fixed, 0.0, values)
 
     def _by_channel(self, matrix: Array) -> Floats:
         rows = self.layer.by_channel(self.layer.from_matrix(matrix))
@@ -334,11 +254,6 @@ class CodebookFit:
 
     def _from_channels(self, rows: Floats) -> Floats:
         return np.asarray(self.layer.from_channels(rows), np.float64)
-
-    def _per_row(self, scales: Floats) -> Floats:
-        """A channel's scale for every row of the matrix, ``(groups, rows)``."""
-        spread = np.broadcast_to(self.layer.along(scales), self.layer.shape)
-        return np.ascontiguousarray(self.layer.to_matrix(spread)[:, :, 0])
 
 
 def _spread(moments: Moments, centred: bool) -> Floats | None:

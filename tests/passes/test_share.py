@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -168,6 +168,29 @@ def test_vectors_of_consecutive_values_are_shared(name: str, scaled: bool) -> No
     vectors = np.unique(np.asarray(layer.stored.values).reshape(-1, 2), axis=0)
     assert 16 < len(vectors) <= 32
     assert np.isfinite(outputs_of(model, feed)["y"]).all()
+
+
+@pytest.mark.parametrize("name", ["conv", "grouped", "gemm", "turned", "matmul", "transposed"])
+@pytest.mark.parametrize("dimensions", [2, 4])
+def test_feedback_helps_vectors_along_rows_and_down_columns(
+    name: str, dimensions: Literal[2, 4]
+) -> None:
+    quick = noise_of(name, Share(32, dimensions=dimensions, effort="quick"))
+    assert noise_of(name, Share(32, dimensions=dimensions)) < 0.8 * quick
+
+
+def test_vectors_across_rows_are_the_nearest() -> None:
+    # Nine weights a channel: a vector of two reaches into the next channel.
+    quick = noise_of("depthwise", Share(32, dimensions=2, effort="quick"))
+    assert noise_of("depthwise", Share(32, dimensions=2)) == quick
+
+
+def test_a_silent_channel_stays_next_to_silent_in_vectors() -> None:
+    weight = normal(1, 64, 40)
+    weight[:, 7] = 0
+    model = opened(matmul_of(weight))
+    (layer,) = shared(model, Share(32, dimensions=2), CONTEXT)
+    assert np.abs(layer.weight[:, 7]).max() < 0.01
 
 
 @pytest.mark.parametrize("scaled", [False, True])
