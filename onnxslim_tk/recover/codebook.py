@@ -202,7 +202,8 @@ class CodebookFit:
     def _variances(self) -> Floats:
         """What a squared error of each weight costs after feedback, ``(channels, weights)``."""
         assert self._second is not None
-        variances = feedback_variances(self._second, self._damping)
+        # The estimate of the true covariance has the trace of the seen one.
+        variances = feedback_variances(self._second, self._damping) / (1 + self._damping)
         return self._by_channel(np.broadcast_to(variances[:, None, :], self.matrix.shape))
 
     @cached_property

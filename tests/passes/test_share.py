@@ -115,7 +115,7 @@ def test_the_error_foretold_of_nearest_values_is_that_of_the_layer(name: str) ->
 def test_the_error_foretold_of_feedback_allows_for_few_samples(name: str) -> None:
     model, feed = model_with(name)
     row = asked(model, seen(model, feed), Share(8))[0]
-    assert 0.2 * row.error < noise_of(name, Share(8)) < row.error
+    assert 0.3 * row.error < noise_of(name, Share(8)) < row.error
 
 
 @pytest.mark.parametrize("name", CALLS)
