@@ -125,7 +125,7 @@ def _rows(
     plain = packed_bytes(layer.weight)
     extra = shift_bytes(layer, context.statistics, outputs)
     fit = _fit(tuned, layer, context, outputs)
-    proposed = False
+    most = 0
     for clusters, dimensions in _levels(tuned, is_end):
         if clusters < _STEPS[-1] and _is_unseen(layer, tuned, context):
             continue
@@ -136,9 +136,11 @@ def _rows(
             taken += packed_bytes(seen.scales)
         taken = int(taken * seen.times) + (_DECODE_BYTES if tuned.scaled else 0)
         saved = plain - taken - extra
-        if saved <= 0:
+        # What errs more has to save more than all that err less.
+        coarser = dimensions == tuned.dimensions and clusters < tuned.clusters
+        if saved <= (most if coarser else 0):
             continue
-        proposed = True
+        most = max(most, saved)
         yield Proposal(
             (layer.id,),
             tuned.name,
@@ -147,7 +149,7 @@ def _rows(
             bytes_saved=saved,
             error=seen.error,
         )
-    if not proposed:
+    if not most:
         yield Refusal(layer.id, tuned.name, "a codebook would not make the packed weight smaller")
 
 

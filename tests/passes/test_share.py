@@ -249,7 +249,8 @@ def test_finer_rows_come_before_coarser_ones() -> None:
     model = opened(matmul_chain())
     rows = rows_of(model, seen(model, TOKENS), Share(6))
     mine = [row for row in rows if row.targets == ("b",)]
-    assert [row.setting for row in mine] == [6, 8, 16, 32, 64, 256, 4, 3]
+    assert [row.setting for row in mine[:7]] == [6, 8, 16, 32, 64, 256, 4]
+    assert [row.setting for row in mine[7:]] in ([], [3]), "three values may take as much as four"
     for chain in (mine[:6], mine[-1:5:-1] + mine[:1]):
         errors, saved = [r.error for r in chain], [r.bytes_saved for r in chain]
         assert errors == sorted(errors, reverse=True)
