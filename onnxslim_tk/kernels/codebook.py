@@ -52,21 +52,27 @@ def on_integers(entries: Floats) -> tuple[Floats, float]:
     return np.unique(np.rint(entries / unit) + 0.0, axis=0), unit
 
 
-def nearest_entries(values: Floats, entries: Floats) -> Floats:
-    """The nearest entry for every value; for entries ``(k, d)``, for every d values in a row.
+def nearest_codes(values: Floats, entries: Floats) -> NDArray[np.int64]:
+    """Index of the nearest entry for every value; for entries ``(k, d)``, for every d in a row.
 
-    The number of values must be a multiple of d.
+    Of the shape of ``values``, or ``(n / d,)`` for vectors; the number n of values must be a
+    multiple of d.
     """
     if entries.ndim == 1:
-        return np.asarray(entries[nearest(values, entries)], np.float64)
+        return nearest(values, entries)
     vectors = values.reshape(-1, entries.shape[1])
     norms = (entries**2).sum(1)
-    picked = np.empty_like(vectors)
+    codes = np.empty(len(vectors), np.int64)
     step = max(1, _CHUNK // len(entries))
     for first in range(0, len(vectors), step):
         part = slice(first, first + step)
-        picked[part] = entries[np.argmin(norms - 2.0 * (vectors[part] @ entries.T), axis=1)]
-    return picked.reshape(values.shape)
+        codes[part] = np.argmin(norms - 2.0 * (vectors[part] @ entries.T), axis=1)
+    return codes
+
+
+def nearest_entries(values: Floats, entries: Floats) -> Floats:
+    """What :func:`nearest_codes` points at, in the shape of ``values``."""
+    return np.asarray(entries[nearest_codes(values, entries)], np.float64).reshape(values.shape)
 
 
 def search_scales(

@@ -16,7 +16,8 @@ from onnxslim_tk.kernels.rounding import error_feedback
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 RoundColumn = Callable[[Indices, Indices, Floats], NDArray[Any]]
-_FEW_INPUTS = 64
+FEW_INPUTS = 64
+"""Groups of at most so many inputs are worked on together."""
 _CHUNK = 1 << 21
 
 
@@ -29,6 +30,11 @@ def grouped_error(matrix: Floats, replaced: Floats, covariance: Floats | None = 
     if power > 0:
         return noise / power
     return float("inf") if noise > 0 else 0.0
+
+
+def grouped_damped(covariance: Floats, damping: float) -> Floats:
+    """Every group's covariance, :func:`~onnxslim_tk.kernels.least_squares.damped`."""
+    return np.stack([damped(c, damping) for c in covariance])
 
 
 def grouped_masked_refit(
@@ -44,7 +50,7 @@ def grouped_masked_refit(
     :func:`~onnxslim_tk.kernels.least_squares.masked_refit` does.
     """
     groups, rows, inputs = matrix.shape
-    if groups == 1 or inputs > _FEW_INPUTS:
+    if groups == 1 or inputs > FEW_INPUTS:
         parts = zip(matrix, mask, covariance, strict=True)
         return np.stack([masked_refit(w, m, c, damping, iterations) for w, m, c in parts])
     result = np.zeros_like(matrix)
@@ -52,7 +58,7 @@ def grouped_masked_refit(
     for first in range(0, groups, step):
         part = slice(first, first + step)
         keep = mask[part]
-        normal = np.stack([damped(c, damping) for c in covariance[part]])
+        normal = grouped_damped(covariance[part], damping)
         target = np.where(keep, matrix[part] @ normal, 0.0)
         both = keep[..., :, None] & keep[..., None, :]
         system = np.where(both, normal[:, None], 0.0)
@@ -72,7 +78,7 @@ def grouped_error_feedback(
     ``diag(C)``. Raises numpy.linalg.LinAlgError if a damped covariance isn't positive definite.
     """
     groups, _, inputs = matrix.shape
-    if groups == 1 or inputs > _FEW_INPUTS:
+    if groups == 1 or inputs > FEW_INPUTS:
         return np.stack(
             [
                 error_feedback(weights, covariance[g], _of_group(round_column, g), damping)
@@ -99,7 +105,7 @@ def feedback_variances(covariance: Floats, damping: float = 0.01) -> Floats:
     It is the variance that an input keeps once those that the sweep rounds later are known, since
     they make up for the rest; ``diag(C)`` is the cost without feedback.
     """
-    if len(covariance) > 1 and covariance.shape[1] > _FEW_INPUTS:
+    if len(covariance) > 1 and covariance.shape[1] > FEW_INPUTS:
         # One by one: a wide group's covariance alone can take half a gigabyte.
         return np.concatenate([feedback_variances(c[None], damping) for c in covariance])
     order, root = _sweep(covariance, damping)
@@ -111,7 +117,7 @@ def feedback_variances(covariance: Floats, damping: float = 0.01) -> Floats:
 
 def _sweep(covariance: Floats, damping: float) -> tuple[Indices, Floats]:
     """The order of columns, and the upper triangular V with ``V V^T = C`` in that order."""
-    normal = np.stack([damped(c, damping) for c in covariance])
+    normal = grouped_damped(covariance, damping)
     diagonals = np.diagonal(normal, axis1=1, axis2=2)
     order = np.argsort(-diagonals, axis=1, kind="stable").astype(np.int64, copy=False)
     sorted_rows = np.take_along_axis(normal, order[:, :, None], axis=1)

@@ -96,42 +96,20 @@ def mean_shift(matrix: NDArray[Any], replaced: NDArray[Any], mean: NDArray[Any])
     return np.asarray(shift @ np.asarray(mean, np.float64), np.float64)
 
 
-def codebook_refit(
-    matrix: NDArray[Any],
-    codes: NDArray[np.integer],
-    clusters: int,
-    covariance: NDArray[Any],
-    scales: NDArray[Any] | None = None,
-    damping: float = 0.01,
-) -> Floats:
-    """Best codebook ``(clusters,)`` for weights ``scales[i] * codebook[codes[i, j]]``.
+def shrinkage(covariance: NDArray[Any], count: int) -> float:
+    """The damping that a covariance ``(d, d)`` of ``count`` samples needs, in (0, 1].
 
-    ``matrix`` and ``codes`` are ``(n, d)``, ``scales`` ``(n,)`` or None for ones. An entry that no
-    code uses becomes 0. The ``clusters`` unknowns are found by conjugate gradients. Raises
-    ValueError for a code outside ``[0, clusters)``.
+    It makes the damped one the best estimate of the true covariance, if samples are independent
+    and normal: oracle approximating shrinkage (Chen, Wiesel, Eldar and Hero, 2010).
     """
-    weights = np.asarray(matrix, np.float64)
-    if codes.size and (codes.min() < 0 or codes.max() >= clusters):
-        raise ValueError(f"codebook_refit: codes must be in [0, {clusters})")
-    normal = damped(covariance, damping)
-    rows: Floats = np.ones(len(weights)) if scales is None else np.asarray(scales, np.float64)
-    flat = codes.ravel()
-
-    def gather(products: Floats) -> Floats:
-        scaled = (products * rows[:, None]).ravel()
-        sums = np.bincount(flat, weights=scaled, minlength=clusters)
-        return sums.astype(np.float64, copy=False)[None, :]
-
-    def apply(codebook: Floats) -> Floats:
-        rebuilt: Floats = codebook[0][codes] * rows[:, None]
-        return gather(rebuilt @ normal)
-
-    diagonal: Floats = gather(rows[:, None] * np.diag(normal))
-    nearby = gather(weights * np.diag(normal))
-    start = np.divide(nearby, diagonal, out=np.zeros_like(nearby), where=diagonal > 0)
-    target = gather(weights @ normal)
-    codebook = _conjugate_gradients(apply, target, diagonal, start, max(40, 2 * clusters))
-    return codebook.ravel()
+    size = len(covariance)
+    whole = float(np.trace(covariance)) ** 2
+    squares = float(np.einsum("ij,ij->", covariance, covariance))
+    apart = squares - whole / size
+    if size < 2 or apart <= 0:
+        return 1.0
+    share = ((1 - 2 / size) * squares + whole) / ((count + 1 - 2 / size) * apart)
+    return 1.0 if share >= 0.5 else share / (1 - share)
 
 
 def relative_error(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -14,8 +14,9 @@ from onnxslim_tk.graph.model import Model
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
 from onnxslim_tk.plan.readers import chosen_layers
-from onnxslim_tk.recover.bias import moments_of, shift_bytes, shift_means
-from onnxslim_tk.recover.codebook import INT8, Codebook, CodebookFit, is_pruned
+from onnxslim_tk.recover.bias import keeps_mean, moments_of, shift_bytes, shift_means
+from onnxslim_tk.recover.codebook import INT8, CodebookFit, Effort, is_pruned
+from onnxslim_tk.recover.feedback import Codebook
 
 _SMALLEST = 512
 # Entry counts that fill their codes: base-3 digits, planes of bits, bytes.
@@ -29,9 +30,10 @@ class Share:
     """At most ``clusters`` distinct values (vectors of ``dimensions`` values) in every weight.
 
     ``scaled`` puts them on whole numbers times one scale per output channel, which a later
-    quantization keeps; otherwise they are floats. ``feedback`` rounds column after column and
-    lets the columns to come make up for the error (GPTQ, Frantar et al., 2022); it works on single
-    values and needs samples. Exact zeros of a pruned weight stay zeros.
+    quantization keeps; otherwise they are floats. ``effort`` says how far rounding goes: ``quick``
+    takes nearest values; ``normal`` lets the columns to come make up for each column's error (GPTQ,
+    Frantar et al., 2022) and refits and rounds once more, ``thorough`` four times. More than quick
+    needs samples. Exact zeros of a pruned weight stay zeros.
     """
 
     name: ClassVar[str] = "share"
@@ -41,13 +43,17 @@ class Share:
     clusters: int = 16
     dimensions: Literal[1, 2, 4, 8] = 1
     scaled: bool = True
-    feedback: bool = True
+    effort: Effort = "normal"
 
     def __post_init__(self) -> None:
         if not 2 <= self.clusters <= 256:
             raise RecipeError(f"share: clusters must be in [2, 256], got {self.clusters}")
         if self.dimensions not in (1, 2, 4, 8):
             raise RecipeError(f"share: dimensions must be 1, 2, 4 or 8, got {self.dimensions}")
+        if self.effort not in get_args(Effort):
+            raise RecipeError(
+                f"share: effort must be quick, normal or thorough, got {self.effort!r}"
+            )
 
     def propose(self, model: Model, context: Context) -> Iterator[Proposal | Refusal]:
         """One row a layer with the codebook asked for, then finer ones."""
@@ -70,8 +76,8 @@ class Share:
         for layer, row in chosen_layers(model, chosen):
             tuned = context.tuned(self, layer.names) or self
             book = _book(row.details)
-            fit = _fit(layer, context)
-            values, scales = fit.round(book, tuned.feedback)
+            fit = _fit(tuned, layer, context, outputs)
+            values, scales = fit.round(book)
             after = fit.rebuilt(values, scales)
             if book.unit is None:
                 layer.set_dense(model, values)
@@ -91,9 +97,9 @@ def _refusal(layer: Layer, tuned: Share) -> str:
     return ""
 
 
-def _fit(layer: Layer, context: Context) -> CodebookFit:
+def _fit(tuned: Share, layer: Layer, context: Context, outputs: set[str]) -> CodebookFit:
     moments = moments_of(layer, context.statistics)
-    return CodebookFit(layer, None if moments is None else moments.second)
+    return CodebookFit(layer, moments, tuned.effort, keeps_mean(layer, outputs))
 
 
 def _levels(tuned: Share, is_end: bool) -> list[tuple[int, int]]:
@@ -118,19 +124,20 @@ def _rows(
 ) -> Iterator[Proposal | Refusal]:
     plain = packed_bytes(layer.weight)
     extra = shift_bytes(layer, context.statistics, outputs)
-    fit = _fit(layer, context)
+    fit = _fit(tuned, layer, context, outputs)
     most = 0
     for clusters, dimensions in _levels(tuned, is_end):
         if clusters < _STEPS[-1] and _is_unseen(layer, tuned, context):
             continue
         book = fit.fit(clusters, dimensions, tuned.scaled, context.seed)
-        values, scales, error = fit.foretell(book, tuned.feedback)
+        seen = fit.foretell(book)
+        taken = packed_bytes(seen.values.astype(np.int8 if tuned.scaled else np.float32))
         if tuned.scaled:
-            taken = packed_bytes(values.astype(np.int8)) + packed_bytes(scales) + _DECODE_BYTES
-        else:
-            taken = packed_bytes(values.astype(np.float32))
+            taken += packed_bytes(seen.scales)
+        taken = int(taken * seen.times) + (_DECODE_BYTES if tuned.scaled else 0)
         saved = plain - taken - extra
-        coarser = most > 0 and dimensions == tuned.dimensions and clusters < tuned.clusters
+        # What errs more has to save more than all that err less.
+        coarser = dimensions == tuned.dimensions and clusters < tuned.clusters
         if saved <= (most if coarser else 0):
             continue
         most = max(most, saved)
@@ -140,7 +147,7 @@ def _rows(
             clusters if dimensions == 1 else f"{clusters}x{dimensions}",
             _details(book),
             bytes_saved=saved,
-            error=error,
+            error=seen.error,
         )
     if not most:
         yield Refusal(layer.id, tuned.name, "a codebook would not make the packed weight smaller")
@@ -152,7 +159,7 @@ def _is_unseen(layer: Layer, tuned: Share, context: Context) -> bool:
     A coarse codebook without them costs far more than elsewhere.
     """
     hidden = context.statistics is not None and moments_of(layer, context.statistics) is None
-    return tuned.feedback and hidden and layer.kind != "Gather"
+    return tuned.effort != "quick" and hidden and layer.kind != "Gather"
 
 
 def _details(book: Codebook) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxslim_tk.graph.edit import input_at
 from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.observe import Moments, Statistics
@@ -43,6 +44,16 @@ def shift_means(
     shift = layer.per_channel(rows)
     # A lossless change needs no bias where there was none.
     return bool(np.any(shift)) and layer.shift_bias(model, shift, outputs)
+
+
+def keeps_mean(layer: Layer, outputs: set[str]) -> bool:
+    """Whether :func:`shift_means` takes off every row's mean error, if samples show the mean.
+
+    The rows of a ConvTranspose share one bias.
+    """
+    if layer.kind in ("Conv", "Gemm"):
+        return input_at(layer.node, 2) is None or layer.bias(outputs) is not None
+    return layer.kind == "MatMul"
 
 
 def shift_bytes(layer: Layer, statistics: Statistics | None, outputs: set[str]) -> int:

@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxslim_tk.graph.layers import Layer
-from onnxslim_tk.kernels.cluster import nearest
 from onnxslim_tk.kernels.codebook import (
     TOP,
     codebook,
@@ -18,36 +17,38 @@ from onnxslim_tk.kernels.codebook import (
     storable_scales,
     vector_codebook,
 )
-from onnxslim_tk.kernels.grouped import (
-    feedback_variances,
-    grouped_error_feedback,
-)
-from onnxslim_tk.kernels.least_squares import codebook_refit
+from onnxslim_tk.kernels.grouped import feedback_variances
+from onnxslim_tk.kernels.least_squares import shrinkage
 from onnxslim_tk.kernels.rounding import symmetric_scales
+from onnxslim_tk.measure.observe import Moments
+from onnxslim_tk.recover.feedback import Codebook, Feedback, per_row_of, refitted_scales
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+Effort = Literal["quick", "normal", "thorough"]
 _PRUNED: Final = 0.05
-_DAMPING: Final = 0.01
-# A refit that wants a scale far from the searched one has run into noise.
-_LEAST_REFIT, _MOST_REFIT = 0.6, 1.6
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Codebook:
-    """Distinct values ``(k,)`` or vectors ``(k, d)`` of a weight.
-
-    ``unit`` None: floats as they are. Otherwise whole numbers in [-127, 127], of which 1 stands
-    for ``unit`` times the root mean square of its channel, before scales are searched; a unit of 0
-    is the whole int8 grid, with scales that fit each channel's largest weight.
-    """
-
-    entries: Floats
-    unit: float | None
+_LEAST_DAMPING: Final = 0.01
+# Rows of one sample resemble each other: they count for a third of independent ones.
+_ALIKE: Final = 3.0
+# Moments are summed in float32: a direction below this share of all energy is rounding noise.
+_NOISE: Final = 1e-6
+_ROUNDS: Final = {"quick": 0, "normal": 1, "thorough": 4}
+# So many weights tell entries, scales and error of a layer as well as all would.
+_ENOUGH: Final = 1 << 19
 
 
 INT8: Final = Codebook(np.arange(-TOP, TOP + 1, dtype=np.float64), 0.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Foretold:
+    """Values and scales that stand for ``times`` as many, and the error to expect of the layer."""
+
+    values: Floats
+    scales: NDArray[np.float32]
+    times: float
+    error: float
 
 
 def is_pruned(weight: Array) -> bool:
@@ -58,77 +59,121 @@ def is_pruned(weight: Array) -> bool:
 class CodebookFit:
     """Fits and applies codebooks to one layer.
 
-    ``second`` is the uncentred covariance of the layer's inputs, ``(groups, inputs, inputs)``, or
-    None. Matrices are ``(groups, rows, inputs)``; a channel is what one scale holds for.
+    ``moments`` are those of the layer's inputs, or None. With ``centred`` errors count about their
+    mean, which a shift of the bias will take off. Matrices are ``(groups, rows, inputs)``; a
+    channel is what one scale holds for.
+
+    ``effort`` is ``quick``: nearest values, scales searched; ``normal``: values rounded column
+    after column, so that the columns to come make up for the error (GPTQ, Frantar et al., 2022),
+    then entries and scales refitted by least squares and every value rounded once more to what is
+    best while all others stay (Behdin et al., 2023); ``thorough``: refitted and rounded again,
+    four times. More than quick needs second moments, and vectors that stay in a row or a column.
     """
 
-    def __init__(self, layer: Layer, second: Floats | None) -> None:
+    def __init__(
+        self, layer: Layer, moments: Moments | None, effort: Effort, centred: bool = False
+    ) -> None:
         self.layer = layer
-        self._second = second
+        self._rounds = _ROUNDS[effort]
+        self._second = None if moments is None else _spread(moments, centred)
+        self._power = None if moments is None else moments.second
+        self._count = 0 if moments is None else moments.count
         self.matrix: Floats = layer.matrix()
         self._rows = self._by_channel(self.matrix)
         # A channel of nothing but zeros has no scale, and must stay silent.
-        self._silent = ~self._rows.any(axis=1)
+        self._silent: Mask = np.asarray(~self._rows.any(axis=1), np.bool_)
         pruned = is_pruned(layer.weight)
         self._fixed: Mask | None = self.matrix == 0 if pruned or self._silent.any() else None
+        self._some = slice(None, None, max(1, layer.size // _ENOUGH))
 
     def fit(self, clusters: int, dimensions: int, scaled: bool, seed: int) -> Codebook:
-        """At most ``clusters`` entries of ``dimensions`` values for the layer's weight."""
+        """At most ``clusters`` entries of ``dimensions`` values for the layer's weight.
+
+        Of three entries one is 0.
+        """
         if scaled and dimensions == 1 and clusters > 2 * TOP:
             return INT8
-        rows = self._rows / self._spreads[:, None] if scaled else self._rows
         if dimensions > 1:
+            rows = self._rows / self._spreads[:, None] if scaled else self._rows
             flat = self._from_channels(rows).reshape(-1, dimensions)
             entries = vector_codebook(flat, clusters, seed)
         else:
-            shares = None if self._importance is None else np.sqrt(self._importance)
+            rows = self._rows[self._some]
+            rows = rows / self._spreads[self._some, None] if scaled else rows
+            shares = None if self._importance is None else np.sqrt(self._importance[self._some])
             entries = codebook(rows, clusters, shares, self._fixed is not None)
+            if clusters == 3 and self._fixed is None:
+                entries[np.abs(entries).argmin()] = 0.0
         if not scaled:
             return Codebook(entries.astype(np.float32).astype(np.float64), None)
         return Codebook(*on_integers(entries))
 
-    def round(self, book: Codebook, feedback: bool) -> tuple[Floats, NDArray[np.float32]]:
+    def round(self, book: Codebook) -> tuple[Floats, NDArray[np.float32]]:
         """The weight as values of ``book``, in its own shape, and one scale per channel.
 
-        The scales are ones where the codebook holds floats. ``feedback`` lets later columns make
-        up for rounding errors; it needs the covariance and a codebook of single values.
+        The scales are ones where the codebook holds floats. Effort moves the entries of ``book``.
         """
         scales = self._scales(book)
-        if not self._sweeps(book, feedback):
+        if self._feedback is None or not self._sweeps(book):
             return self._finished(book, self._nearest(book, scales), scales)
-        values = self._swept(book, scales)
+        values, scales = self._feedback.rounded(book, scales, self._rounds)
+        stored = self.layer.from_matrix(values)
         if book.unit is None:
-            values = self._refit_entries(book, values)
-        return self._finished(book, values, scales)
+            return stored, np.ones(len(scales), np.float32)
+        return stored, storable_scales(scales)
 
-    def foretell(self, book: Codebook, feedback: bool) -> tuple[Floats, NDArray[np.float32], float]:
-        """What :meth:`round` gives without feedback, and the error to expect of it as asked for.
+    def foretell(self, book: Codebook) -> Foretold:
+        """About what :meth:`round` gives: nearest values, and the error to expect.
 
         The error is the relative squared one of the layer's output. No sweep is run for it: the
-        covariance tells how much of a rounding error later columns can take back.
+        covariance tells how much of a rounding error later columns can take back. Some channels
+        stand for all of a large layer.
         """
-        scales = self._scales(book)
-        nearest_values = self._nearest(book, scales)
-        values, refitted = self._finished(book, nearest_values, scales)
-        change = self.matrix - self.rebuilt(values, refitted)
-        pull = change if self._second is None else change @ self._second
-        whole = self.matrix if self._second is None else self.matrix @ self._second
-        noise, power = float(np.vdot(pull, change)), float(np.vdot(whole, self.matrix))
-        if self._sweeps(book, feedback):
-            squares = (self.matrix - nearest_values * self._per_row(scales)[:, :, None]) ** 2
-            if self._fixed is not None and not self._fixed.all():
+        sweeps, single = self._sweeps(book), book.entries.ndim == 1
+        if not sweeps and (self._second is not None or not single):
+            return self._foretold_exactly(book)
+        # Vectors run along the stored weight, through all channels.
+        some = self._some if single else slice(None)
+        rows, scales = self._rows[some], self._scales(book, some)
+        if single:
+            values = nearest_entries(rows / scales[:, None], book.entries)
+            values = values if self._fixed is None else np.where(rows == 0, 0.0, values)
+        else:
+            values = self._by_channel(self._nearest(book, scales))
+        squares = (rows - values * scales[:, None]) ** 2
+        if sweeps:
+            if self._fixed is not None and rows.any():
                 # Feedback moves pruned weights too, and brings them back to zero.
-                squares[self._fixed] = squares[~self._fixed].mean()
-            noise = min(noise, float(np.einsum("gri,gi->", squares, self._variances)))
-        return values, refitted, max(noise, 0.0) / power if power > 0 else 0.0
+                squares[rows == 0] = squares[rows != 0].mean()
+            squares *= self._variances[some]
+        times = len(self._rows) / max(len(rows), 1)
+        if times == 1.0:
+            values = self._from_channels(values)
+        return Foretold(values, storable_scales(scales), times, self._share(squares.sum() * times))
+
+    def _foretold_exactly(self, book: Codebook) -> Foretold:
+        searched = self._scales(book)
+        values, scales = self._finished(book, self._nearest(book, searched), searched)
+        change = self.matrix - self.rebuilt(values, scales)
+        pull = change if self._second is None else change @ self._second
+        return Foretold(values, scales, 1.0, self._share(float(np.vdot(pull, change))))
+
+    def _share(self, noise: float) -> float:
+        """``noise`` over the power of the layer's output."""
+        return max(float(noise), 0.0) / self._whole if self._whole > 0 else 0.0
+
+    @cached_property
+    def _whole(self) -> float:
+        product = self.matrix if self._power is None else self.matrix @ self._power
+        return float(np.vdot(product, self.matrix))
 
     def rebuilt(self, values: Floats, scales: Array) -> Floats:
         """What ``values`` and ``scales`` stand for, as a matrix."""
-        per_row = self._per_row(scales.astype(np.float64))
+        per_row = per_row_of(self.layer, scales.astype(np.float64))
         return np.asarray(self.layer.to_matrix(values) * per_row[:, :, None], np.float64)
 
-    def _sweeps(self, book: Codebook, feedback: bool) -> bool:
-        return feedback and self._second is not None and book.entries.ndim == 1
+    def _sweeps(self, book: Codebook) -> bool:
+        return self._rounds > 0 and self._feedback is not None and self._feedback.fits(book)
 
     def _finished(
         self, book: Codebook, values: Floats, scales: Floats
@@ -136,12 +181,30 @@ class CodebookFit:
         stored = self.layer.from_matrix(values)
         if book.unit is None:
             return stored, np.ones(len(scales), np.float32)
-        return stored, storable_scales(self._refit_scales(values, scales))
+        return stored, storable_scales(
+            refitted_scales(self.layer, self.matrix, values, scales, self._second)
+        )
+
+    @cached_property
+    def _feedback(self) -> Feedback | None:
+        if self._second is None:
+            return None
+        return Feedback(self.layer, self.matrix, self._fixed, self._second, self._damping)
+
+    @cached_property
+    def _damping(self) -> float:
+        assert self._second is not None
+        some = self._second[:: max(1, len(self._second) // 16)]
+        need = _ALIKE * float(np.mean([shrinkage(c, self._count) for c in some]))
+        return max(_LEAST_DAMPING, need)
 
     @cached_property
     def _variances(self) -> Floats:
+        """What a squared error of each weight costs after feedback, ``(channels, weights)``."""
         assert self._second is not None
-        return feedback_variances(self._second, _DAMPING)
+        # The estimate of the true covariance has the trace of the seen one.
+        variances = feedback_variances(self._second, self._damping) / (1 + self._damping)
+        return self._by_channel(np.broadcast_to(variances[:, None, :], self.matrix.shape))
 
     @cached_property
     def _spreads(self) -> Floats:
@@ -154,64 +217,37 @@ class CodebookFit:
 
     @cached_property
     def _importance(self) -> Floats | None:
-        """How much each weight counts, ``(channels, weights)``: the power of its input."""
+        """How much an error of each weight counts, ``(channels, weights)``."""
         if self._second is None:
             return None
-        power = np.diagonal(self._second, axis1=1, axis2=2)
+        if self._rounds:
+            power = self._variances
+        else:
+            diagonal = np.diagonal(self._second, axis1=1, axis2=2)
+            power = self._by_channel(np.broadcast_to(diagonal[:, None, :], self.matrix.shape))
         # An input that the samples left silent still counts a little.
-        power = power / max(float(power.mean()), 1e-30) + 1e-3
-        return self._by_channel(np.broadcast_to(power[:, None, :], self.matrix.shape))
+        return power / max(float(power.mean()), 1e-30) + 1e-3
 
-    def _scales(self, book: Codebook) -> Floats:
+    def _scales(self, book: Codebook, some: slice = slice(None)) -> Floats:
+        rows = self._rows[some]
         if book.unit is None:
-            return np.ones(len(self._rows))
+            return np.ones(len(rows))
         if book.unit == 0.0:
-            return symmetric_scales(self._rows)
-        scales = np.where(self._silent, 1.0, self._spreads * book.unit)
+            return symmetric_scales(rows)
+        scales = np.where(self._silent[some], 1.0, self._spreads[some] * book.unit)
         if book.entries.ndim > 1:
-            return scales
-        return search_scales(self._rows, book.entries, scales, self._importance)
+            # No entry need be all zeros.
+            return np.where(self._silent[some], np.finfo(np.float16).tiny, scales)
+        weights = None if self._importance is None else self._importance[some]
+        return search_scales(rows, book.entries, scales, weights)
 
     def _nearest(self, book: Codebook, scales: Floats) -> Floats:
         # Vectors run along the stored weight, whatever its layout.
         stored = self._from_channels(self._rows / scales[:, None])
         values = self.layer.to_matrix(nearest_entries(stored, book.entries))
-        return values if self._fixed is None else self._hold(values, self._fixed, book)
-
-    def _hold(self, values: Floats, fixed: Mask, book: Codebook) -> Floats:
-        return values if book.entries.ndim > 1 else np.where(fixed, 0.0, values)
-
-    def _swept(self, book: Codebook, scales: Floats) -> Floats:
-        per_row, fixed = self._per_row(scales), self._fixed
-
-        def rounded(groups: Array, columns: Array, values: Floats) -> Floats:
-            found = nearest_entries(values / per_row[groups], book.entries) * per_row[groups]
-            return found if fixed is None else np.where(fixed[groups, :, columns], 0.0, found)
-
-        assert self._second is not None
-        swept = grouped_error_feedback(self.matrix, self._second, rounded, _DAMPING)
-        values = nearest_entries(swept / per_row[:, :, None], book.entries)
-        return values if fixed is None else np.where(fixed, 0.0, values)
-
-    def _refit_entries(self, book: Codebook, values: Floats) -> Floats:
-        """The best floats for the codes as they are; zeros that must stay forbid it."""
-        if self._fixed is not None or self._second is None or len(self.matrix) > 1:
+        if self._fixed is None or book.entries.ndim > 1:
             return values
-        codes, count = nearest(values[0], book.entries), len(book.entries)
-        entries = codebook_refit(self.matrix[0], codes, count, self._second[0], None, _DAMPING)
-        return np.asarray(entries[codes][None], np.float64)
-
-    def _refit_scales(self, values: Floats, scales: Floats) -> Floats:
-        """Per channel the least-squares scale for its values."""
-        pull = values
-        if self._second is not None:
-            power = np.diagonal(self._second, axis1=1, axis2=2).mean(1)[:, None, None]
-            pull = values @ self._second + _DAMPING * power * values
-        meets = self._by_channel(self.matrix * pull).sum(1)
-        norm = self._by_channel(values * pull).sum(1)
-        found = np.divide(meets, norm, out=scales.copy(), where=norm > 0)
-        near = (found > _LEAST_REFIT * scales) & (found < _MOST_REFIT * scales)
-        return np.where(near, found, scales)
+        return np.where(self._fixed, 0.0, values)
 
     def _by_channel(self, matrix: Array) -> Floats:
         rows = self.layer.by_channel(self.layer.from_matrix(matrix))
@@ -220,7 +256,14 @@ class CodebookFit:
     def _from_channels(self, rows: Floats) -> Floats:
         return np.asarray(self.layer.from_channels(rows), np.float64)
 
-    def _per_row(self, scales: Floats) -> Floats:
-        """A channel's scale for every row of the matrix, ``(groups, rows)``."""
-        spread = np.broadcast_to(self.layer.along(scales), self.layer.shape)
-        return np.ascontiguousarray(self.layer.to_matrix(spread)[:, :, 0])
+
+def _spread(moments: Moments, centred: bool) -> Floats | None:
+    """The covariance, about the mean or about zero."""
+    second = moments.second
+    if second is None or not centred:
+        return second
+    spread = second - np.einsum("gi,gj->gij", moments.mean, moments.mean)
+    floor = _NOISE * np.trace(second, axis1=1, axis2=2)
+    diagonal = np.arange(second.shape[1])
+    spread[:, diagonal, diagonal] += floor[:, None]
+    return np.asarray(spread, np.float64)

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from onnxslim_tk.kernels.least_squares import (
-    codebook_refit,
     damped,
     masked_refit,
     mean_shift,
     refit_columns,
     relative_error,
+    shrinkage,
 )
 
 Array = NDArray[Any]
@@ -108,25 +108,25 @@ def test_mean_shift_keeps_the_mean_output(seed: int) -> None:
     np.testing.assert_allclose(outputs.mean(0), (inputs @ matrix.T).mean(0), atol=1e-9)
 
 
-@given(seeds, st.integers(1, 6), st.booleans())
-def test_codebook_refit_equals_the_exact_solution(seed: int, clusters: int, scaled: bool) -> None:
-    matrix, covariance = problem(seed)
-    rng = np.random.default_rng(seed)
-    codes = rng.integers(0, clusters, matrix.shape)
-    scales = rng.uniform(0.5, 2, len(matrix)) if scaled else None
-    root = np.linalg.cholesky(damped(covariance, 0.01))
-    factors = np.ones(len(matrix)) if scales is None else scales
-    rows = [s * root.T @ np.eye(clusters)[code] for s, code in zip(factors, codes, strict=True)]
-    exact = np.linalg.lstsq(np.concatenate(rows), (matrix @ root).ravel(), rcond=None)[0]
-    refit = codebook_refit(matrix, codes, clusters, covariance, scales)
-    np.testing.assert_allclose(refit, exact, atol=1e-6)
+@pytest.mark.parametrize("count", [10, 40, 400])
+def test_shrinkage_brings_an_estimate_nearer_to_the_truth(count: int) -> None:
+    rng = np.random.default_rng(count)
+    root = rng.normal(size=(20, 20)) * np.geomspace(1, 0.1, 20)
+    truth = root @ root.T
+    rows = rng.normal(size=(count, 20)) @ root.T
+    found = rows.T @ rows / count
+    amount = shrinkage(found, count)
+    nearer = damped(found, amount) / (1 + amount)
+    assert np.linalg.norm(nearer - truth) < np.linalg.norm(found - truth)
 
 
-def test_codebook_refit_gives_zero_to_an_unused_code() -> None:
-    matrix, covariance = problem(1)
-    assert codebook_refit(matrix, np.zeros((5, 12), np.int64), 3, covariance)[1:].tolist() == [0, 0]
-    with pytest.raises(ValueError, match=r"\[0, 3\)"):
-        codebook_refit(matrix, np.full((5, 12), 3), 3, covariance)
+def test_shrinkage_falls_with_samples_and_knows_its_ends() -> None:
+    covariance = np.diag(np.geomspace(1, 0.01, 8))
+    amounts = [shrinkage(covariance, count) for count in (2, 20, 200, 2000)]
+    assert amounts == sorted(amounts, reverse=True)
+    assert 0 < amounts[-1] < 0.01
+    assert shrinkage(np.eye(5), 10) == shrinkage(np.zeros((3, 3)), 10) == 1.0
+    assert shrinkage(np.ones((1, 1)), 10) == 1.0
 
 
 @given(seeds)

@@ -1,4 +1,5 @@
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -96,11 +97,6 @@ def test_a_scaled_weight_is_int8_and_its_scale_is_seen(name: str) -> None:
     assert np.abs(layer.stored.values.astype(int)).max() <= 127
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_error_feedback_beats_the_nearest_value(name: str) -> None:
-    assert noise_of(name, Share(4)) < 0.8 * noise_of(name, Share(4, feedback=False))
-
-
 @pytest.mark.parametrize("name", ["conv", "depthwise", "transposed", "matmul"])
 def test_a_scale_for_each_channel_beats_floats(name: str) -> None:
     assert noise_of(name, Share(8), samples=False) < noise_of(
@@ -108,12 +104,59 @@ def test_a_scale_for_each_channel_beats_floats(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["conv", "depthwise", "matmul"])
-@pytest.mark.parametrize("feedback", [False, True])
-def test_the_error_foretold_is_the_error_of_the_layer(name: str, feedback: bool) -> None:
+@pytest.mark.parametrize("name", CALLS)
+def test_the_error_foretold_of_nearest_values_is_that_of_the_layer(name: str) -> None:
     model, feed = model_with(name)
-    row = asked(model, seen(model, feed), Share(8, feedback=feedback))[0]
-    assert noise_of(name, Share(8, feedback=feedback)) == pytest.approx(row.error, rel=0.35)
+    row = asked(model, seen(model, feed), Share(8, effort="quick"))[0]
+    assert noise_of(name, Share(8, effort="quick")) == pytest.approx(row.error, rel=0.1)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_error_foretold_of_feedback_allows_for_few_samples(name: str) -> None:
+    model, feed = model_with(name)
+    row = asked(model, seen(model, feed), Share(8))[0]
+    assert 0.3 * row.error < noise_of(name, Share(8)) < row.error
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_more_effort_is_never_further_away(name: str) -> None:
+    quick, normal, thorough = (
+        noise_of(name, Share(4, effort=e)) for e in ("quick", "normal", "thorough")
+    )
+    assert thorough < 1.02 * normal
+    assert normal < 0.8 * quick
+
+
+def test_of_three_values_one_is_zero() -> None:
+    for samples in (False, True):
+        model, feed = model_with("matmul")
+        (layer,) = shared(model, Share(3), seen(model, feed) if samples else CONTEXT)
+        assert len(np.unique(layer.stored.values)) == 3
+        assert 0 in layer.stored.values
+
+
+def xnor(rows: Array) -> Array:
+    """Signs times the mean magnitude of each row (Rastegari et al., 2016)."""
+    return np.asarray(np.sign(rows) * np.abs(rows).mean(1, keepdims=True))
+
+
+def twn(rows: Array) -> Array:
+    """Zeros below 0.7 of the mean magnitude, signs times the rest's above (Li et al., 2016)."""
+    large = np.abs(rows) > 0.7 * np.abs(rows).mean(1, keepdims=True)
+    scale = (np.abs(rows) * large).sum(1, keepdims=True) / large.sum(1, keepdims=True)
+    return np.asarray(np.sign(rows) * large * scale)
+
+
+@pytest.mark.parametrize(("clusters", "method"), [(2, xnor), (3, twn)])
+def test_two_and_three_values_are_no_worse_than_known_methods(
+    clusters: int, method: Callable[[Array], Array]
+) -> None:
+    weight = normal(5, 64, 96) * np.exp(normal(6, 1, 96))
+    model = opened(matmul_of(weight))
+    assert shared(model, Share(clusters), CONTEXT)
+    (layer,) = layers(model)
+    known = method(weight.T).T
+    assert np.square(layer.weight - weight).sum() <= 1.01 * np.square(known - weight).sum()
 
 
 @pytest.mark.parametrize("name", ["conv", "matmul"])
@@ -125,6 +168,29 @@ def test_vectors_of_consecutive_values_are_shared(name: str, scaled: bool) -> No
     vectors = np.unique(np.asarray(layer.stored.values).reshape(-1, 2), axis=0)
     assert 16 < len(vectors) <= 32
     assert np.isfinite(outputs_of(model, feed)["y"]).all()
+
+
+@pytest.mark.parametrize("name", ["conv", "grouped", "gemm", "turned", "matmul", "transposed"])
+@pytest.mark.parametrize("dimensions", [2, 4])
+def test_feedback_helps_vectors_along_rows_and_down_columns(
+    name: str, dimensions: Literal[2, 4]
+) -> None:
+    quick = noise_of(name, Share(32, dimensions=dimensions, effort="quick"))
+    assert noise_of(name, Share(32, dimensions=dimensions)) < 0.8 * quick
+
+
+def test_vectors_across_rows_are_the_nearest() -> None:
+    # Nine weights a channel: a vector of two reaches into the next channel.
+    quick = noise_of("depthwise", Share(32, dimensions=2, effort="quick"))
+    assert noise_of("depthwise", Share(32, dimensions=2)) == quick
+
+
+def test_a_silent_channel_stays_next_to_silent_in_vectors() -> None:
+    weight = normal(1, 64, 40)
+    weight[:, 7] = 0
+    model = opened(matmul_of(weight))
+    (layer,) = shared(model, Share(32, dimensions=2), CONTEXT)
+    assert np.abs(layer.weight[:, 7]).max() < 0.01
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -183,7 +249,8 @@ def test_finer_rows_come_before_coarser_ones() -> None:
     model = opened(matmul_chain())
     rows = rows_of(model, seen(model, TOKENS), Share(6))
     mine = [row for row in rows if row.targets == ("b",)]
-    assert [row.setting for row in mine] == [6, 8, 16, 32, 64, 256, 4, 3]
+    assert [row.setting for row in mine[:7]] == [6, 8, 16, 32, 64, 256, 4]
+    assert [row.setting for row in mine[7:]] in ([], [3]), "three values may take as much as four"
     for chain in (mine[:6], mine[-1:5:-1] + mine[:1]):
         errors, saved = [r.error for r in chain], [r.bytes_saved for r in chain]
         assert errors == sorted(errors, reverse=True)
@@ -209,6 +276,7 @@ def test_shorter_vectors_follow_longer_ones() -> None:
     [
         ({"clusters": 1}, r"share: clusters must be in \[2, 256\], got 1"),
         ({"clusters": 257}, r"share: clusters must be in \[2, 256\], got 257"),
+        ({"effort": "full"}, "share: effort must be quick, normal or thorough, got 'full'"),
         ({"dimensions": 3}, "share: dimensions must be 1, 2, 4 or 8, got 3"),
     ],
 )
@@ -264,7 +332,7 @@ def test_what_samples_cannot_steer_gets_no_coarse_codebook() -> None:
         rows = asked(model, given, Share())
         assert {row.setting for row in rows} == expected
         assert len(rows) == 4
-    assert {row.setting for row in asked(model, context, Share(feedback=False))} == {16}
+    assert {row.setting for row in asked(model, context, Share(effort="quick"))} == {16}
 
 
 @pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])

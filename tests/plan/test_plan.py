@@ -15,7 +15,7 @@ RECIPE = parse_recipe(
     """
     name: mine
     stages: {sharing: [{share: 4}], numbers: [quantize]}
-    layers: {"head*": {quantize: false}, "c?": {share: {clusters: 8, feedback: false}}}
+    layers: {"head*": {quantize: false}, "c?": {share: {clusters: 8, effort: quick}}}
     exclude: [stem]
     budget: {min_sqnr_db: 12.5}
     """,
