@@ -18,7 +18,7 @@ import time
 import traceback
 from collections import Counter
 from dataclasses import asdict, dataclass
-from importlib.metadata import entry_points
+from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -251,10 +251,11 @@ def _inspect(source: Path) -> None:
     """The command itself, for what it prints must not move a terminal."""
     from typer.testing import CliRunner
 
-    (script,) = entry_points(group="console_scripts", name="onnxslim")
     from onnxslim_tk.errors import ModelError
 
-    result = CliRunner().invoke(script.load(), ["inspect", str(source)])
+    # The same files lie in a folder of another name, for whoever reads the types.
+    app = import_module("onnxslim_tk.cli").app
+    result = CliRunner().invoke(app, ["inspect", str(source)])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     if any(not c.isprintable() and c != "\n" for c in result.output):

@@ -128,12 +128,26 @@ class Weights:
         return found
 
     def values(self, tensor: TensorProto) -> Array:
-        """The values of any tensor, shared where they lie here; mustn't be written to."""
+        """The values of any tensor, shared where they lie here; mustn't be written to.
+
+        Raises ModelError where its data don't fit its dimensions.
+        """
         if not is_apart(tensor):
-            return numpy_helper.to_array(tensor)
+            try:
+                return numpy_helper.to_array(tensor)
+            except (TypeError, ValueError) as error:
+                # Of types that are newer than this package nobody has checked the data before.
+                raise ModelError(
+                    f"model: the data of the tensor {tensor.name!r} cannot be read: {error}"
+                ) from error
         raw = self.raw(tensor)
         if is_plain(tensor):
             dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+            if raw.nbytes != prod(tensor.dims) * dtype.itemsize:
+                raise ModelError(
+                    f"model: the data file holds {raw.nbytes} bytes of the tensor {tensor.name!r}, "
+                    f"whose dimensions need {prod(tensor.dims) * dtype.itemsize}"
+                )
             return raw.view(dtype.newbyteorder("<")).reshape(tuple(tensor.dims))
         return numpy_helper.to_array(self.filled(tensor))
 

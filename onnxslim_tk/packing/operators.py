@@ -21,6 +21,8 @@ Operator = Callable[[onnx.NodeProto, Sequence[Array], int], Array]
 LIMIT = 1 << 30
 """Largest output of a node in bytes: beyond it onnxruntime doesn't fold constants."""
 
+_MOST_AXES = 32
+
 
 class UndecodableError(Exception):
     """The node can't be evaluated here; whoever meets it leaves the node as it is."""
@@ -192,6 +194,8 @@ def _squeeze(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array
 
 
 def _expand(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
+    if inputs[1].size > _MOST_AXES:
+        raise UndecodableError(f"more than {_MOST_AXES} axes")
     shape = np.broadcast_shapes(inputs[0].shape, tuple(int(d) for d in inputs[1]))
     _fits(int(np.prod(shape, dtype=object)), inputs[0].itemsize, limit)
     return np.broadcast_to(inputs[0], shape)

@@ -26,7 +26,7 @@ SMALLEST = 256
 _WORTH = 250.0
 """A byte less in the file is worth so many bytes more for a while at load."""
 
-_FREE = 48 << 20
+_FREE = 8 << 20
 """Bytes at load that nobody minds: they are spent on smaller encodings, whatever these save."""
 
 Tensor = tuple[int, Sequence["Option"]]

@@ -101,6 +101,7 @@ def test_reads_the_attributes_of_older_operator_sets() -> None:
         (helper.make_node("Relu", ["x"], ["y"]), [GRID]),
         (helper.make_node("ConstantOfShape", ["x"], ["y"]), [ints(LIMIT, LIMIT, LIMIT)]),
         (helper.make_node("Expand", ["x", "s"], ["y"]), [GRID, ints(LIMIT, 1, 1, 1)]),
+        (helper.make_node("Expand", ["x", "s"], ["y"]), [GRID, ints(*[1] * 36)]),
         (helper.make_node("Gather", ["x", "i"], ["y"]), [GRID, ints(7)]),
         (helper.make_node("Mod", ["x", "d"], ["y"]), [WHOLE, np.array(0, np.int32)]),
         (helper.make_node("Div", ["x", "d"], ["y"]), [WHOLE, np.array(0, np.int32)]),
