@@ -40,7 +40,10 @@ def test_the_estimate_is_what_a_model_gets(build: Build, kind: str) -> None:
     assert 0.999 * found <= packed_bytes(array, 17) <= 1.12 * found
 
 
-def test_spends_what_nobody_minds_where_a_byte_less_costs_least() -> None:
+def test_spends_what_nobody_minds_where_a_byte_less_costs_least(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("onnxslim_tk.packing.options._FREE", 48 << 20)
     generator = np.random.default_rng(0)
     shares = np.exp(-0.5 * ((np.arange(16) - 7.5) / 3.2) ** 2)
     one = generator.choice(16, 1_200_000, p=shares / shares.sum()).astype(np.int8)
