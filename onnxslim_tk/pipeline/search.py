@@ -16,8 +16,12 @@ from onnxslim_tk.plan.policy import CLEAR_DB
 # Decibels that a result has to be nearer for the speed, or the simplicity, that it gives up.
 _BETTER_DB: Final = 1.0
 _MIXED_DB: Final = 0.3
+# A result this near can be smaller as long as it stays that near; one less near than that may
+# take the first step of growth.
+_AMPLE_DB: Final = 22.0
+_NEAR_DB: Final = 16.0
 # Sizes that are tried where the asked one does not hold, and the smallest where it does.
-_GROWTH: Final = (1.08, 1.16, 1.3, 1.6)
+_GROWTH: Final = (1.06, 1.12, 1.2, 1.3, 1.6)
 _SMALLEST: Final = 0.3
 _HALVINGS: Final = 4
 _SIZE_ROUNDS: Final = 4
@@ -109,7 +113,13 @@ class Search:
             nearer = mixed.quality >= first.quality + _MIXED_DB
             best = mixed if (mixed.holds, nearer) > (first.holds, False) else first
         if best.holds:
-            return self._smaller(best) if self._shop.has_limits else best.attempt
+            if self._shop.has_limits or best.quality >= CLEAR_DB:
+                return self._smaller(best)
+            if best.quality >= _NEAR_DB:
+                return best.attempt
+            grown = self._sized(_GROWTH[0], first)
+            nearer = grown.holds and grown.quality >= best.quality + _MIXED_DB
+            return grown.attempt if nearer else best.attempt
         for steps, growth in enumerate(_GROWTH, start=1):
             grown = self._sized(growth, first)
             if grown.is_clear:
@@ -128,13 +138,17 @@ class Search:
         return self.tidied(before + len(TOLERANCES) + 1)
 
     def _smaller(self, best: _Judged) -> Attempt:
-        """The smallest that holds, halving the way between one that does and one that doesn't."""
-        first = best
+        """The smallest that holds, halving the way between one that does and one that doesn't.
+
+        Where nobody has set a limit, it also has to be near beyond doubt.
+        """
+        first, least = best, -inf if self._shop.has_limits else _AMPLE_DB
         low, high = _SMALLEST, 1.0
         for _ in range(_HALVINGS):
             factor = (low + high) / 2
             tried = self._sized(factor, first)
-            if tried.is_clear and len(tried.attempt.data) < len(best.attempt.data):
+            fits = tried.is_clear and tried.quality >= least
+            if fits and len(tried.attempt.data) < len(best.attempt.data):
                 best, high = tried, factor
             else:
                 low = factor
