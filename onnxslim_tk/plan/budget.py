@@ -40,7 +40,7 @@ _AGREEMENT: Final = "top-1 agreement"
 _SQNR: Final = "SQNR dB"
 _COSINE: Final = "cosine"
 _LEAST: Final = (_COSINE, _AGREEMENT)
-_MARGIN_DB: Final = 1.0
+_MARGIN_DB: Final = 2.0
 # Standard errors from end to end of a 95 % interval.
 _DEVIATIONS: Final = 3.92
 
