@@ -35,6 +35,8 @@ CATALOGUE: Final = {
         Entry("magika", "magika/model.onnx", "filetype", 0.976, 1000),
         Entry("ppocr-v4-rec", "ppocr-v4/rec.onnx", "text lines", 0.9915, 300),
         Entry("ppocr-v5-rec", "ppocr-v5/rec.onnx", "text lines", 0.9951, 300),
+        Entry("ppocr-v4-rec-lines", "ppocr-v4/rec.onnx", "whole lines", 0.863, 300),
+        Entry("ppocr-v5-rec-lines", "ppocr-v5/rec.onnx", "whole lines", 0.897, 300),
         Entry("ppocr-v4-det", "ppocr-v4/det.onnx", "text boxes", 0.966, 60),
         Entry("ppocr-v5-det", "ppocr-v5/det.onnx", "text boxes", 0.941, 60),
         Entry("ppocr-v4-cls", "ppocr-v4/cls.onnx", "line orientation"),

@@ -11,7 +11,7 @@ from benchmarks.tasks.made_up import Layouts, Molecules, Pictures, Sentences
 from benchmarks.tasks.pages import Orientation, TextBoxes
 from benchmarks.tasks.pitch import Pitch
 from benchmarks.tasks.similarity import Similarity
-from benchmarks.tasks.text_lines import LineOrientation, TextLines
+from benchmarks.tasks.text_lines import LineOrientation, TextLines, WholeLines
 from benchmarks.tasks.voice import Voice
 
 TASKS: Final[Mapping[str, type[Evaluation]]] = {
@@ -31,6 +31,7 @@ TASKS: Final[Mapping[str, type[Evaluation]]] = {
         TextBoxes,
         TextLines,
         Voice,
+        WholeLines,
     )
 }
 """Every task by name."""

@@ -77,6 +77,18 @@ class TextLines(Evaluation):
         return ["", *texts[0].rstrip("\n").split("\n"), *(" " * 3)][:classes]
 
 
+class WholeLines(TextLines):
+    """Share of lines without a wrong character, spaces aside."""
+
+    name = "whole lines"
+    metric = "lines"
+
+    def scorer(self, answers: Sequence[Any], truths: Sequence[Any]) -> Scorer:
+        """Lines read right over lines there."""
+        right = [int(a == t) for a, t in zip(answers, truths, strict=True)]
+        return ratio_of(right, [1] * len(right))
+
+
 class LineOrientation(Evaluation):
     """Share of lines that are recognized as upright or upside down."""
 
