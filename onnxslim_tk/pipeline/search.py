@@ -22,6 +22,7 @@ _AMPLE_DB: Final = 22.0
 _NEAR_DB: Final = 16.0
 # Sizes that are tried where the asked one does not hold, and the smallest where it does.
 _GROWTH: Final = (1.06, 1.12, 1.2, 1.3, 1.6)
+_FAR_GROWTH: Final = (1.3, 1.6)
 _SMALLEST: Final = 0.3
 _HALVINGS: Final = 4
 _SIZE_ROUNDS: Final = 4
@@ -70,15 +71,23 @@ class Search:
     def safer(self, than: Attempt) -> Iterator[Attempt]:
         """What to hand over in place of an attempt that the samples for judging refuse.
 
-        The nearest that kept the budget before, where that is clearly nearer; then what changes
-        no output, and the original.
+        The nearest that kept the budget before, where that is clearly nearer, and larger ones that
+        are; then what changes no output, and the original.
         """
-        nearest = max(self._held, key=lambda judged: judged.quality, default=None)
+        steps = than.steps + 1
         refused = next((j.quality for j in self._held if j.attempt.data is than.data), inf)
-        if nearest is not None and nearest.quality >= refused + _BETTER_DB:
-            yield replace(nearest.attempt, steps=than.steps + 1)
-        yield self.tidied(than.steps + 1)
-        yield self._shop.untouched(than.steps + 1)
+        for judged in self._nearer():
+            if judged.quality >= refused + _BETTER_DB:
+                yield replace(judged.attempt, steps=steps)
+                refused, steps = judged.quality, steps + 1
+        yield self.tidied(steps)
+        yield self._shop.untouched(steps)
+
+    def _nearer(self) -> Iterator[_Judged]:
+        if self._held:
+            yield max(self._held, key=lambda judged: judged.quality)
+        if self._held and self._shop.is_graded:
+            yield from (self._sized(growth, self._held[0]) for growth in _FAR_GROWTH)
 
     def tidied(self, steps: int) -> Attempt:
         """The model with lossless rows alone."""
@@ -115,18 +124,17 @@ class Search:
         if best.holds:
             if self._shop.has_limits or best.quality >= CLEAR_DB:
                 return self._smaller(best)
-            if best.quality >= _NEAR_DB:
+            if best.is_clear and best.quality >= _NEAR_DB:
                 return best.attempt
-            grown = self._sized(_GROWTH[0], first)
-            nearer = grown.holds and grown.quality >= best.quality + _MIXED_DB
-            return grown.attempt if nearer else best.attempt
         for steps, growth in enumerate(_GROWTH, start=1):
             grown = self._sized(growth, first)
-            if grown.is_clear:
-                return replace(grown.attempt, steps=steps)
+            if grown.is_clear and grown.quality >= best.quality + _MIXED_DB:
+                return replace(grown.attempt, steps=0 if best.holds else steps)
+            if best.is_clear:
+                return best.attempt
         if self._held:
             nearest = max(self._held, key=lambda judged: judged.quality)
-            return replace(nearest.attempt, steps=len(_GROWTH))
+            return replace(nearest.attempt, steps=0 if best.holds else len(_GROWTH))
         return self._stepped(len(_GROWTH))
 
     def _stepped(self, before: int) -> Attempt:
