@@ -140,6 +140,9 @@ class CodebookFit:
             values = values if self._fixed is None else np.where(rows == 0, 0.0, values)
         else:
             values = self._by_channel(self._nearest(book, scales))
+        if not sweeps and book.unit is not None:
+            meets, norm = (rows * values).sum(1), (values**2).sum(1)
+            scales = np.divide(meets, norm, out=scales, where=norm > 0)
         squares = (rows - values * scales[:, None]) ** 2
         if sweeps:
             if self._fixed is not None and rows.any():
