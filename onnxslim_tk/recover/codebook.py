@@ -34,7 +34,8 @@ _ALIKE: Final = 3.0
 # Moments are summed in float32: a direction below this share of all energy is rounding noise.
 _NOISE: Final = 1e-6
 _ROUNDS: Final = {"quick": 0, "normal": 1, "thorough": 4}
-# So many weights tell entries, scales and error of a layer as well as all would.
+# So many weights tell scales and error of a layer as well as all would. Entries need all: the
+# outliers that some happen to hold would count too much.
 _ENOUGH: Final = 1 << 19
 
 
@@ -93,14 +94,12 @@ class CodebookFit:
         """
         if scaled and dimensions == 1 and clusters > 2 * TOP:
             return INT8
+        rows = self._rows / self._spreads[:, None] if scaled else self._rows
         if dimensions > 1:
-            rows = self._rows / self._spreads[:, None] if scaled else self._rows
             flat = self._from_channels(rows).reshape(-1, dimensions)
             entries = vector_codebook(flat, clusters, seed)
         else:
-            rows = self._rows[self._some]
-            rows = rows / self._spreads[self._some, None] if scaled else rows
-            shares = None if self._importance is None else np.sqrt(self._importance[self._some])
+            shares = None if self._importance is None else np.sqrt(self._importance)
             entries = codebook(rows, clusters, shares, self._fixed is not None)
             if clusters == 3 and self._fixed is None:
                 entries[np.abs(entries).argmin()] = 0.0
@@ -140,6 +139,9 @@ class CodebookFit:
             values = values if self._fixed is None else np.where(rows == 0, 0.0, values)
         else:
             values = self._by_channel(self._nearest(book, scales))
+        if not sweeps and book.unit is not None:
+            meets, norm = (rows * values).sum(1), (values**2).sum(1)
+            scales = np.divide(meets, norm, out=scales, where=norm > 0)
         squares = (rows - values * scales[:, None]) ** 2
         if sweeps:
             if self._fixed is not None and rows.any():
