@@ -18,7 +18,7 @@ _BETTER_DB: Final = 1.0
 _MIXED_DB: Final = 0.3
 # A result this near can be smaller as long as it stays that near; one less near than that may
 # take the first step of growth.
-_AMPLE_DB: Final = 22.0
+_AMPLE_DB: Final = 26.0
 _NEAR_DB: Final = 16.0
 # Sizes that are tried where the asked one does not hold, and the smallest where it does.
 _GROWTH: Final = (1.06, 1.12, 1.2, 1.3, 1.6)
