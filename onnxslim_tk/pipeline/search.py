@@ -16,9 +16,7 @@ from onnxslim_tk.plan.policy import CLEAR_DB
 # Decibels that a result has to be nearer for the speed, or the simplicity, that it gives up.
 _BETTER_DB: Final = 1.0
 _MIXED_DB: Final = 0.3
-# A result this near can be smaller as long as it stays that near; one less near than that may
-# take the first step of growth.
-_AMPLE_DB: Final = 26.0
+# A result that is less near than this takes the first step of growth.
 _NEAR_DB: Final = 16.0
 # Sizes that are tried where the asked one does not hold, and the smallest where it does.
 _GROWTH: Final = (1.06, 1.12, 1.2, 1.3, 1.6)
@@ -122,7 +120,7 @@ class Search:
             nearer = mixed.quality >= first.quality + _MIXED_DB
             best = mixed if (mixed.holds, nearer) > (first.holds, False) else first
         if best.holds:
-            if self._shop.has_limits or best.quality >= CLEAR_DB:
+            if self._shop.has_limits:
                 return self._smaller(best)
             if best.is_clear and best.quality >= _NEAR_DB:
                 return best.attempt
@@ -146,17 +144,13 @@ class Search:
         return self.tidied(before + len(TOLERANCES) + 1)
 
     def _smaller(self, best: _Judged) -> Attempt:
-        """The smallest that holds, halving the way between one that does and one that doesn't.
-
-        Where nobody has set a limit, it also has to be near beyond doubt.
-        """
-        first, least = best, -inf if self._shop.has_limits else _AMPLE_DB
+        """The smallest that holds, halving the way between one that does and one that doesn't."""
+        first = best
         low, high = _SMALLEST, 1.0
         for _ in range(_HALVINGS):
             factor = (low + high) / 2
             tried = self._sized(factor, first)
-            fits = tried.is_clear and tried.quality >= least
-            if fits and len(tried.attempt.data) < len(best.attempt.data):
+            if tried.is_clear and len(tried.attempt.data) < len(best.attempt.data):
                 best, high = tried, factor
             else:
                 low = factor
