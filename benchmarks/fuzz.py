@@ -255,7 +255,7 @@ def _inspect(source: Path) -> None:
 
     # The same files lie in a folder of another name, for whoever reads the types.
     app = import_module("onnxslim_tk.cli").app
-    result = CliRunner().invoke(app, ["inspect", str(source)])
+    result = CliRunner().invoke(app, ["inspect", "--no-isolate", str(source)])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     if any(not c.isprintable() and c != "\n" for c in result.output):
