@@ -25,7 +25,12 @@ def drop_listed_weights(proto: onnx.ModelProto) -> None:
     if not listed:
         return
     if proto.ir_version >= SEPARATE_WEIGHTS:
-        constants = [node.attribute[0].t for node in proto.graph.node if node.op_type == "Constant"]
+        constants = [
+            attribute.t
+            for node in proto.graph.node
+            if node.op_type == "Constant"
+            for attribute in node.attribute[:1]
+        ]
         others = max((prod(tensor.dims) for tensor in constants), default=0)
         if not listed.keys() <= inputs or others > max(listed.values()):
             return

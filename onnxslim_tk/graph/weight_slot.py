@@ -142,8 +142,12 @@ def _dequantized(node: Node, maker: Node) -> Held | None:
     values, scale, zero = maker.inputs[0], maker.inputs[1], input_at(maker, 2)
     rank = len(values.shape)
     shape = [1] * rank
+    axis = maker.attrs.get("axis", 1)
+    if not isinstance(axis, int):
+        # Before operator set 13 nothing says what an attribute of that name is.
+        return None
     if len(scale.shape) == 1 and rank:
-        shape[int(maker.attrs.get("axis", 1)) % rank] = scale.shape[0]
+        shape[axis % rank] = scale.shape[0]
     if len(scale.shape) > 1 or maker.attrs.get("block_size", 0):
         return None
     if not _is_per_channel(node, values, scale, shape):

@@ -50,6 +50,20 @@ def refer(proto: onnx.ModelProto) -> None:
     proto.graph.node[1].attribute.add(name="alpha", type=1, ref_attr_name="slope")
 
 
+def list_the_weight_beside_an_empty_constant(proto: onnx.ModelProto) -> None:
+    proto.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [2]))
+    proto.graph.node.append(helper.make_node("Constant", [], ["k"]))
+
+
+def dequantize_along_text(proto: onnx.ModelProto) -> None:
+    proto.opset_import[0].version = 12
+    proto.graph.initializer.append(weight("q", [[1, 2], [3, 4]], np.int8))
+    proto.graph.initializer.append(weight("s", [0.5, 0.25]))
+    proto.graph.node.append(helper.make_node("DequantizeLinear", ["q", "s"], ["d"], axis=""))
+    proto.graph.node.append(helper.make_node("MatMul", ["x", "d"], ["z"]))
+    proto.graph.output.append(helper.make_empty_tensor_value_info("z"))
+
+
 UNREADABLE: dict[str, tuple[Builder, str]] = {
     **{f"{share:.0%} of a file": (truncated(share), "") for share in np.arange(0.0, 1.0, 0.05)},
     "text": (lambda: b"this is no model\n" * 20, "is not an ONNX file"),
@@ -158,6 +172,8 @@ UNREADABLE: dict[str, tuple[Builder, str]] = {
 }
 
 UNRUNNABLE: dict[str, Builder] = {
+    "a Constant of nothing": altered(list_the_weight_beside_an_empty_constant),
+    "an axis that is text": altered(dequantize_along_text),
     "an operator set to come": altered(lambda m: setattr(m.opset_import[0], "version", 999)),
     "repeated node names": altered(name_alike),
     "an unknown operator": with_node("Unheard", ["a"]),
