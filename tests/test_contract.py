@@ -26,7 +26,8 @@ from onnxslim_tk.passes.fuse import Fuse
 from onnxslim_tk.passes.quantize import Quantize
 from onnxslim_tk.passes.share import Share
 from onnxslim_tk.passes.sparsify import Sparsify
-from onnxslim_tk.plan.policy import alternatives, asked_for
+from onnxslim_tk.plan.knapsack import alternatives
+from onnxslim_tk.plan.policy import asked_for
 from onnxslim_tk.plan.proposal import Context, Proposal, Refusal
 from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU, Target
 from tests.models import (

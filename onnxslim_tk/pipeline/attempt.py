@@ -20,8 +20,8 @@ from onnxslim_tk.pipeline.files import packed, provenance, unchanged
 from onnxslim_tk.pipeline.options import Options
 from onnxslim_tk.pipeline.stages import Chooser, Memory, Setting, carry_out
 from onnxslim_tk.plan.budget import Budget, Check, size_check, verdict
+from onnxslim_tk.plan.knapsack import alternatives
 from onnxslim_tk.plan.plan import Plan
-from onnxslim_tk.plan.policy import alternatives
 from onnxslim_tk.plan.recipe import Recipe, recipe_data
 from onnxslim_tk.plan.sizing import is_graded
 from onnxslim_tk.version import VERSION

@@ -80,7 +80,11 @@ def _settled(shop: Workshop, started: float) -> tuple[Attempt, Report]:
 
 
 def plan(source: PathLike, recipe: str | Recipe = "balanced", options: Options = _PLAIN) -> Plan:
-    """What :func:`optimize` would do, as rows to read and edit; writes nothing."""
+    """What :func:`optimize` would do, as rows to read and edit; writes nothing.
+
+    The samples for judging have no say in it: where they refuse the result, optimize hands over
+    something safer.
+    """
     return Search(_open(Path(source), recipe, options, None)).best().plan
 
 

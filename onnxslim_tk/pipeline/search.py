@@ -6,7 +6,7 @@ from functools import cached_property
 from math import inf
 from typing import Final
 
-from onnxslim_tk.errors import SessionError
+from onnxslim_tk.errors import RecipeError, SessionError
 from onnxslim_tk.pipeline.attempt import Attempt, Workshop
 from onnxslim_tk.pipeline.sizing import Sizing
 from onnxslim_tk.pipeline.stepping import TOLERANCES, Asking, Measured, Stepping, lossless
@@ -96,14 +96,25 @@ class Search:
         asked = shop.attempt(Asking(), 0)
         graded = shop.is_graded
         limit = shop.budget.most_bytes(len(shop.data))
-        if limit is not None and graded:
-            return self._of_size(asked, limit)
+        if limit is not None:
+            if graded:
+                return self._of_size(asked, limit)
+            self._check_reached(asked, limit)
         if shop.parts is None:
             return asked
         first = self._judged(asked)
         if graded:
             return self._graded(first)
         return self._ungraded(first)
+
+    def _check_reached(self, asked: Attempt, limit: int) -> None:
+        """Raise RecipeError for a limit of size that no setting of the recipe could meet."""
+        if len(asked.data) > limit:
+            raise RecipeError(
+                f"budget: the recipe {self._shop.recipe.name!r} makes a file of {len(asked.data)} "
+                f"bytes, max size is {limit}, and no method in it trades bytes for error; "
+                "take the recipe small, or one with share"
+            )
 
     def _ungraded(self, first: _Judged) -> Attempt:
         if first.holds and first.quality >= CLEAR_DB:

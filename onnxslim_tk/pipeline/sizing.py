@@ -5,7 +5,8 @@ from typing import Final
 
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.pipeline.stepping import Measured
-from onnxslim_tk.plan.policy import alternatives, asked_for, trimmed
+from onnxslim_tk.plan.knapsack import alternatives
+from onnxslim_tk.plan.policy import asked_for, trimmed
 from onnxslim_tk.plan.proposal import Context, Proposal
 from onnxslim_tk.plan.recipe import Stage
 from onnxslim_tk.plan.sizing import is_graded, sized

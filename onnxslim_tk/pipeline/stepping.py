@@ -10,7 +10,8 @@ from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.measure.runtime import Feed
 from onnxslim_tk.measure.validate import Progress
-from onnxslim_tk.plan.policy import Key, alternatives, asked_for, key_of, rescaled, trimmed, within
+from onnxslim_tk.plan.knapsack import alternatives
+from onnxslim_tk.plan.policy import Key, asked_for, key_of, rescaled, trimmed, within
 from onnxslim_tk.plan.proposal import Context, Pass, Proposal
 from onnxslim_tk.plan.recipe import Stage
 
@@ -44,6 +45,7 @@ class Measured:
         self._errors: dict[Key, float] = {}
 
     def __getitem__(self, row: Proposal) -> float:
+        """The measured error of a row, 0 where there is none."""
         return self._errors.get(key_of(row), 0.0)
 
     def rows(

@@ -5,25 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import LinearConstraint
 
+from onnxslim_tk.plan.knapsack import alternatives, cheapest, exclusions
 from onnxslim_tk.plan.proposal import Proposal
 
-_GAP = 1e-3
-_NODES = 2000
 # Decibels that giving up one percent of the time saved has to bring, and those that any has to.
 _WORTH = 0.25
 _LEAST_GAIN = 0.3
 CLEAR_DB = 28.0
 """A result as near as this to the original is not worth giving up speed for."""
-
-
-def alternatives(proposals: Sequence[Proposal]) -> list[list[Proposal]]:
-    """Proposals grouped into those of which at most one can be taken: same method and targets."""
-    groups: dict[tuple[str, tuple[str, ...]], list[Proposal]] = {}
-    for proposal in proposals:
-        groups.setdefault((proposal.method, proposal.targets), []).append(proposal)
-    return list(groups.values())
 
 
 def asked_for(proposals: Sequence[Proposal]) -> list[Proposal]:
@@ -81,29 +72,18 @@ def _solve(groups: list[list[Proposal]], tolerance: float | None) -> list[Propos
         rows = [p for group in groups for p in group if p.error <= tolerance]
     if not rows:
         return []
-    conflicts = conflicts_of(rows, groups)
+    conflicts = exclusions(rows, groups)
     if tolerance is None and not conflicts:
         return rows
     gain = np.array([_gain(p, rows) for p in rows])
-    constraints = []
-    if conflicts:
-        matrix = np.zeros((len(conflicts), len(rows)))
-        for k, members in enumerate(conflicts):
-            matrix[k, members] = 1
-        constraints.append(LinearConstraint(matrix, -np.inf, 1))
+    limits = []
     if tolerance:
         errors = np.array([[p.error for p in rows]])
-        constraints.append(LinearConstraint(errors / tolerance, -np.inf, 1))
-    solution = milp(
-        -gain,
-        constraints=constraints,
-        integrality=np.ones(len(rows), np.int8),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": _GAP, "node_limit": _NODES},
-    )
-    if solution.x is None:
+        limits.append(LinearConstraint(errors / tolerance, -np.inf, 1))
+    taken = cheapest(-gain, conflicts, limits)
+    if taken is None:
         return _greedy(rows, conflicts, gain, tolerance)
-    return [p for p, taken in zip(rows, solution.x, strict=True) if taken > 0.5]
+    return [p for p, wanted in zip(rows, taken, strict=True) if wanted]
 
 
 def _greedy(
@@ -134,23 +114,6 @@ def _gain(proposal: Proposal, rows: Sequence[Proposal]) -> float:
     gain = saved / total_bytes + proposal.cost_saved / total_cost
     # What costs bytes and no error was asked for to spare later stages theirs.
     return (gain if proposal.error else max(gain, 0.0)) + 1e-9
-
-
-def conflicts_of(rows: Sequence[Proposal], groups: list[list[Proposal]]) -> list[list[int]]:
-    """Sets of row numbers of which at most one may be taken."""
-    index = {id(p): k for k, p in enumerate(rows)}
-    sets = [[index[id(p)] for p in group if id(p) in index] for group in groups]
-    found = [members for members in sets if len(members) > 1]
-    by_target: dict[str, dict[str, list[int]]] = {}
-    for k, row in enumerate(rows):
-        for target in row.targets:
-            by_target.setdefault(target, {}).setdefault(row.method, []).append(k)
-    for methods in by_target.values():
-        names = sorted(methods)
-        for a, first in enumerate(names):
-            for second in names[a + 1 :]:
-                found.extend([i, j] for i in methods[first] for j in methods[second])
-    return found
 
 
 Key = tuple[str, tuple[str, ...], float | int | str]

@@ -21,7 +21,8 @@ class Proposal:
     ``targets`` are ids of layers; ``details`` is JSON that apply obeys instead of computing it
     twice; ``bytes_saved`` counts the packed file, ``macs_saved`` one run, ``cost_saved``
     microseconds of one run by the target's table; ``error`` is the expected relative squared
-    error of what the targets put out (0: lossless), or of the model's outputs once ``measured``.
+    error of what the targets put out (0: lossless), or of the model's outputs once this row or
+    another setting of its targets was measured there; ``measured`` says that it was this one.
     """
 
     targets: tuple[str, ...]

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import LinearConstraint
 
-from onnxslim_tk.plan.policy import alternatives, asked_for, conflicts_of
+from onnxslim_tk.plan.knapsack import alternatives, cheapest, exclusions
+from onnxslim_tk.plan.policy import asked_for
 from onnxslim_tk.plan.proposal import Proposal
 
-_GAP = 1e-3
-_NODES = 2000
 _MOST_ERROR = 1e3
 
 
@@ -23,8 +22,8 @@ def sized(proposals: Sequence[Proposal], extra: int) -> list[Proposal]:
     """Rows that save ``extra`` bytes more than those asked for, with the least summed error.
 
     A negative ``extra`` leaves room for finer settings. Errors are taken as additive: a
-    multiple-choice knapsack (Sinha and Zoltners, 1979), limited by gap and nodes, never by time.
-    Where so much cannot be saved, what saves most.
+    multiple-choice knapsack (Sinha and Zoltners, 1979). Where so much cannot be saved, what saves
+    most.
     """
     asked = asked_for(proposals)
     groups = [group for group in alternatives(proposals) if is_graded(group)]
@@ -38,28 +37,16 @@ def sized(proposals: Sequence[Proposal], extra: int) -> list[Proposal]:
     target = sum(p.bytes_saved for p in asked if id(p) in graded) + extra
     # Numbers near 1 suit the solver.
     unit = max(float(np.abs(bytes_saved).max()), 1.0)
-    exclusions = conflicts_of(rows, groups)
-    matrix = np.zeros((len(exclusions), len(rows)))
-    for k, members in enumerate(exclusions):
-        matrix[k, members] = 1
-    fits = LinearConstraint(matrix, -np.inf, 1)
-    whole = np.ones(len(rows), np.int8)
-    most = milp(-bytes_saved / unit, constraints=[fits], integrality=whole, bounds=Bounds(0, 1))
-    if most.x is None:
+    exclusive = exclusions(rows, groups)
+    most = cheapest(-bytes_saved / unit, exclusive)
+    if most is None:
         return asked
-    reachable = min(target, int(bytes_saved @ np.rint(most.x)))
+    reachable = min(target, int(bytes_saved[most].sum()))
     enough = LinearConstraint(bytes_saved[None] / unit, reachable / unit - 1e-9, np.inf)
     # Of equal errors the larger saving.
     cost = errors / max(float(errors.max()), 1e-30) - 1e-9 * bytes_saved / unit
-    found = milp(
-        cost,
-        constraints=[fits, enough],
-        integrality=whole,
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": _GAP, "node_limit": _NODES},
-    )
-    solution = most.x if found.x is None else found.x
-    chosen = {id(p) for p, taken in zip(rows, solution, strict=True) if taken > 0.5}
-    picked = [p for p in rows if id(p) in chosen]
+    taken = cheapest(cost, exclusive, [enough])
+    wanted = most if taken is None else taken
+    picked = [p for p, wish in zip(rows, wanted, strict=True) if wish]
     order = {id(p): k for k, p in enumerate(proposals)}
     return sorted([*others, *picked], key=lambda p: order[id(p)])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.fidelity import OutputFidelity
 from onnxslim_tk.measure.samples import Samples
@@ -81,6 +82,18 @@ def test_a_size_needs_no_samples(wide: Path, tmp_path: Path) -> None:
     result = tmp_path / "result.onnx"
     assert optimize(wide, result, "small", Options(budget=Budget(max_size="20%"))).holds
     assert 0.1 < sizes(wide, result) <= 0.2
+
+
+def test_a_size_that_a_recipe_has_no_settings_for_is_refused_in_one_sentence(
+    wide: Path, samples: Samples, tmp_path: Path
+) -> None:
+    result = tmp_path / "result.onnx"
+    options = Options(calibration=samples, budget=Budget(max_size="10%"))
+    with pytest.raises(RecipeError, match="no method in it trades bytes for error"):
+        optimize(wide, result, "balanced", options)
+    assert not result.exists()
+    options = replace(options, budget=Budget(max_size="90%"))
+    assert optimize(wide, result, "balanced", options).holds
 
 
 def test_a_limit_of_loss_is_used_up(wide: Path, samples: Samples, tmp_path: Path) -> None:

@@ -173,3 +173,21 @@ def test_who_limits_the_size_takes_the_loss() -> None:
     assert not holds(verdict([bad], None, Budget(), 100))
     assert holds(verdict([bad], None, Budget(max_size="10%"), 100))
     assert not holds(verdict([bad], None, Budget(max_size="10%", min_sqnr_db=3.0), 100))
+
+
+@pytest.mark.parametrize(
+    ("figure", "value", "limit", "holds", "clear"),
+    [
+        ("SQNR dB", 13.9, 12.0, True, False),
+        ("SQNR dB", 14.0, 12.0, True, True),
+        ("top-1 agreement", 0.92, 0.93, True, False),
+        ("top-1 agreement", 0.93, 0.93, True, True),
+        ("drop", 0.011, 0.01, True, False),
+        ("drop", 0.01, 0.01, True, True),
+        ("non-finite values", 1.0, 0.0, False, False),
+    ],
+)
+def test_what_holds_by_chance_or_a_hair_is_not_clear(
+    figure: str, value: float, limit: float, holds: bool, clear: bool
+) -> None:
+    assert Check("y", figure, value, limit, holds).is_clear == clear

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxslim_tk.plan.policy import alternatives, asked_for
+from onnxslim_tk.plan.knapsack import alternatives
+from onnxslim_tk.plan.policy import asked_for
 from onnxslim_tk.plan.proposal import Proposal
 from onnxslim_tk.plan.sizing import is_graded, sized
 
