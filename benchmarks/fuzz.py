@@ -214,6 +214,7 @@ def _try(case: int, seed: int, originals: dict[str, bytes], folder: Path, at: An
                 outcome.outcome = "traceback"
         except MemoryError as error:
             outcome.outcome, outcome.message = "memory", str(error)
+        # Whatever else gets out is what this looks for.
         except Exception:
             outcome.outcome, outcome.message = "traceback", traceback.format_exc()
         if outcome.outcome != "done":

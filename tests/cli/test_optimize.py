@@ -191,3 +191,15 @@ def test_images_are_prepared_as_the_options_say(run: Run, tmp_path: Path) -> Non
     (output,) = strict(result.stdout)["validation"]["faithfulness"]["outputs"]
     assert result.exit_code == 0
     assert math.isclose(output["sqnr_db"], 200)
+
+
+def test_a_largest_size_is_kept_or_refused_in_one_sentence(
+    run: Run, model: Path, samples: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "small.onnx"
+    call = ("optimize", model, target, "--samples", samples, "--recipe", "small", "--max-size")
+    assert run(*call, "75%").exit_code == 0
+    assert target.stat().st_size <= 0.75 * model.stat().st_size
+    refused = run(*call, "a lot")
+    assert refused.exit_code == 1
+    assert "max size must read like 10%, 300KB, 2MB or 123456, got 'a lot'" in refused.stderr
