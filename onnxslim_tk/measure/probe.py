@@ -57,7 +57,9 @@ class Probe:
             return float("inf")
         errors = []
         for place in self._places:
-            names = [name for name in (f"{place}", f"{place} scores") if name in values[0]]
+            # A rewrite may put something else before an output, and so hide its scores.
+            both = values[0].keys() & self._reference[0].keys()
+            names = [name for name in (f"{place}", f"{place} scores") if name in both]
             found = [float(output_errors([n], self._reference, values).mean()) for n in names]
             errors.append(prod(found) ** (1 / len(found)) if isfinite(sum(found)) else inf)
         return float(np.mean(errors)) if errors else 0.0

@@ -98,3 +98,48 @@ def test_without_float_outputs_there_is_nothing_to_measure() -> None:
 def test_a_feed_that_does_not_fit_is_an_error() -> None:
     with pytest.raises(SessionError):
         Probe(opened(mlp()), [{"x": normal(0, 2, 31)}])
+
+
+def classifier(last: str = "p = Softmax<axis=1>(s)") -> Model:
+    text = f"""{HEAD} g (float[N, 4] x) => (float[N, 3] y) {{
+        s = MatMul(x, w)
+        {last}
+        y = Identity(p)
+    }}"""
+    return opened(model_of(text, {"w": normal(0, 4, 3), "one": np.float32(1)}))
+
+
+def test_probabilities_count_half_and_the_scores_behind_them_half() -> None:
+    feeds = [{"x": normal(k, 5, 4)} for k in range(3)]
+
+    def errors(change: np.ndarray) -> list[float]:
+        scores = [feed["x"] @ normal(0, 4, 3) for feed in feeds]
+        moved = [feed["x"] @ (normal(0, 4, 3) + change) for feed in feeds]
+        squares = []
+        for form in (softmax, lambda s: s - s.mean(1, keepdims=True)):
+            before, after = (np.concatenate([form(s) for s in part]) for part in (scores, moved))
+            squares.append(float(np.square(before - after).sum() / np.square(before).sum()))
+        probe = Probe(classifier(), feeds)
+
+        def rewrite(model: Model) -> None:
+            (layer,) = layers(model)
+            layer.set_dense(model, layer.weight + change)
+
+        return [probe.error(rewrite), *squares]
+
+    found, probabilities, scores = errors(0.1 * normal(1, 4, 3))
+    assert found == pytest.approx(np.sqrt(probabilities * scores), rel=1e-4)
+    # What moves all scores of a sample alike changes nothing.
+    assert errors(np.ones((4, 3), np.float32))[0] < 1e-9
+
+
+def test_a_rewrite_that_hides_the_scores_is_measured_by_probabilities() -> None:
+    feeds = [{"x": normal(k, 5, 4)} for k in range(3)]
+    hidden = classifier("q = Softmax<axis=1>(s) p = Mul(q, one)")
+    assert Probe(classifier(), feeds).difference(hidden) < 1e-9
+    assert Probe(hidden, feeds).difference(classifier()) < 1e-9
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    powers = np.exp(scores - scores.max(1, keepdims=True))
+    return np.asarray(powers / powers.sum(1, keepdims=True))
