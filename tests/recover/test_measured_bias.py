@@ -3,6 +3,8 @@ from typing import Literal
 import numpy as np
 
 from onnxslim_tk import demo
+from onnxslim_tk.graph.edit import output_names
+from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.graph.stored import Stored
 from onnxslim_tk.measure.observe import observe
@@ -69,6 +71,25 @@ def test_restores_the_means_of_layers_whose_bias_went_astray() -> None:
     for (name, mean), node in zip(wanted.items(), convolutions, strict=True):
         scale = float(np.abs(mean).max())
         assert np.allclose(mean, found[node.outputs[0].name], atol=0.02 * scale), name
+
+
+def test_the_means_restored_are_those_of_the_reference() -> None:
+    feeds = feeds_of(16)
+    reference, model = load(demo.MODEL), load(demo.MODEL)
+    outputs = output_names(model)
+    # What an earlier method has done to the means of the model that is quantized now.
+    for layer in [found for found in layers(model) if found.kind == "Conv"]:
+        assert layer.shift_bias(model, np.full(layer.channels, 0.3), outputs)
+    convolutions = [node for node in model.graph.nodes if node.op == "Conv"]
+    names = [node.outputs[0].name for node in convolutions]
+    wanted, astray = (channel_means(m, names, feeds) for m in (reference, model))
+    means = FloatMeans(model, convolutions, feeds, reference)
+    in_integers(model, feeds, Quantize(), shown=False)
+    assert means.correct(model, [(node, 0.0) for node in convolutions], feeds)
+    found = channel_means(model, [node.outputs[0].name for node in convolutions], feeds)
+    for name, node in zip(names, convolutions, strict=True):
+        off = np.abs(found[node.outputs[0].name] - wanted[name]).max()
+        assert off < 0.1 * np.abs(astray[name] - wanted[name]).max()
 
 
 def test_takes_back_what_brings_the_outputs_no_closer() -> None:
