@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import checker, helper, numpy_helper, parser
 
-from onnxslim_tk.graph.model import Model, from_proto, to_proto
+from onnxslim_tk.graph.model import Model, from_proto, to_parts
+from onnxslim_tk.graph.stored import joined
 from onnxslim_tk.measure.runtime import Session, runtime_version
 from onnxslim_tk.plan.proposal import Context
 from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU, Speed
@@ -44,6 +45,11 @@ def model_of(text: str, constants: Mapping[str, Any] | None = None) -> onnx.Mode
 def opened(proto: onnx.ModelProto) -> Model:
     """``proto`` as passes get it."""
     return from_proto(proto, proto.SerializeToString())
+
+
+def to_proto(model: Model) -> onnx.ModelProto:
+    """The model as ONNX in one message."""
+    return joined(*to_parts(model))
 
 
 def outputs(proto: onnx.ModelProto, feed: Mapping[str, Array]) -> dict[str, Array]:

@@ -7,12 +7,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnxslim_tk.graph.model import Model, to_proto
+from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.observe import observe
 from onnxslim_tk.measure.runtime import Session, running_operators
 from onnxslim_tk.passes.quantize import Quantize
 from onnxslim_tk.plan.proposal import Context
-from tests.models import SLOW_FLOATS, model_of, normal, opened, outputs, outputs_of
+from tests.models import SLOW_FLOATS, model_of, normal, opened, outputs, outputs_of, to_proto
 from tests.rows import asked
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'

@@ -14,7 +14,7 @@ from onnx import checker
 
 from onnxslim_tk.graph.edit import drop_unused
 from onnxslim_tk.graph.layers import layers
-from onnxslim_tk.graph.model import Model, to_proto
+from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.observe import observe
 from onnxslim_tk.measure.runtime import Feed, Session
 from onnxslim_tk.packing import pack
@@ -40,6 +40,7 @@ from tests.models import (
     normal,
     opened,
     residual_cnn,
+    to_proto,
     with_metadata,
 )
 from tests.rows import IMAGES, asked, refusals_of, seen

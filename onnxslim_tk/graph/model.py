@@ -29,7 +29,7 @@ from onnxslim_tk.graph.notes import (
 )
 from onnxslim_tk.graph.order import sort_nodes
 from onnxslim_tk.graph.shadows import names_in, rename_shadowing
-from onnxslim_tk.graph.stored import Stored, joined, joined_size
+from onnxslim_tk.graph.stored import Stored, joined_size
 from onnxslim_tk.graph.weights import Weights, is_apart, is_plain
 
 Graph = Any
@@ -206,11 +206,6 @@ def bodies(graph: Graph, path: str = "") -> Iterator[tuple[str, Graph]]:
             if isinstance(value, gs.Graph):
                 key = path + first_name(tensor.name for tensor in node.outputs)
                 yield from bodies(value, f"{key}/{name}/")
-
-
-def to_proto(model: Model) -> onnx.ModelProto:
-    """The model as ONNX in one message; raises ModelError where it takes over 2 GB."""
-    return joined(*to_parts(model))
 
 
 def to_stored(model: Model) -> Stored:

@@ -19,8 +19,8 @@ from onnxslim_tk.graph.edit import (
     values_of,
     variable,
 )
-from onnxslim_tk.graph.model import Model, Node, bodies, to_proto
-from tests.models import model_of, normal, opened, operators, outputs_of, with_metadata
+from onnxslim_tk.graph.model import Model, Node, bodies
+from tests.models import model_of, normal, opened, operators, outputs_of, to_proto, with_metadata
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 X = {"x": normal(0, 4)}

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from onnxslim_tk.graph.edit import output_names
 from onnxslim_tk.graph.layers import Layer, layer_of, layers
-from onnxslim_tk.graph.model import Model, to_proto
+from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.observe import observed_shapes
 from onnxslim_tk.measure.rows import input_rows
 from onnxslim_tk.measure.runtime import Session
-from tests.models import mlp, model_of, normal, opened, outputs, outputs_of
+from tests.models import mlp, model_of, normal, opened, outputs, outputs_of, to_proto
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 

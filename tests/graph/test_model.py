@@ -9,8 +9,8 @@ from onnx import TensorProto, checker, helper, numpy_helper
 from onnxslim_tk.errors import ModelError
 from onnxslim_tk.graph.edit import add_node, constant, drop_unused, values_of
 from onnxslim_tk.graph.layers import layers
-from onnxslim_tk.graph.model import bodies, from_proto, to_proto
-from tests.models import chain_cnn, mlp, model_of, normal, opened, outputs, with_metadata
+from onnxslim_tk.graph.model import bodies, from_proto
+from tests.models import chain_cnn, mlp, model_of, normal, opened, outputs, to_proto, with_metadata
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 CHOICE = f"""{HEAD}

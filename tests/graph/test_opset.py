@@ -4,7 +4,6 @@ import pytest
 from onnx import helper
 
 from onnxslim_tk.errors import ModelError
-from onnxslim_tk.graph.model import to_proto
 from onnxslim_tk.graph.opset import raise_opset
 from tests.models import (
     digest,
@@ -15,6 +14,7 @@ from tests.models import (
     opset_of,
     outputs,
     outputs_of,
+    to_proto,
     with_metadata,
 )
 

@@ -5,10 +5,9 @@ import onnx
 import pytest
 
 from onnxslim_tk.graph.layers import Layer, layer_of, layers
-from onnxslim_tk.graph.model import to_proto
 from onnxslim_tk.measure.rows import input_rows
 from onnxslim_tk.measure.runtime import running_operators
-from tests.models import model_of, normal, opened, outputs, outputs_of
+from tests.models import model_of, normal, opened, outputs, outputs_of, to_proto
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 HIDDEN, INPUTS = 8, 6

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from onnxslim_tk.graph.layers import layers
-from onnxslim_tk.graph.model import Model, to_proto
+from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.metrics import METRICS
 from onnxslim_tk.measure.observe import observe, observed_shapes
 from onnxslim_tk.measure.samples import Samples
@@ -16,7 +16,7 @@ from onnxslim_tk.measure.validate import (
 )
 from onnxslim_tk.passes.quantize import Quantize
 from onnxslim_tk.plan.proposal import Context, Proposal
-from tests.models import SLOW_FLOATS, chain_cnn, mlp, normal, opened, residual_cnn
+from tests.models import SLOW_FLOATS, chain_cnn, mlp, normal, opened, residual_cnn, to_proto
 
 FEEDS = [{"x": normal(k, 1, 3, 16, 16)} for k in range(4)]
 

@@ -4,12 +4,11 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxslim_tk.graph.model import to_proto
 from onnxslim_tk.measure.runtime import Session
 from onnxslim_tk.passes.canonicalize import Canonicalize
 from onnxslim_tk.plan.proposal import Context, Proposal
 from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU
-from tests.models import model_of, normal, opened
+from tests.models import model_of, normal, opened, to_proto
 
 HEAD = '<ir_version: 8, opset_import: ["": 13]>'
 CONSTANTS = {

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from onnxslim_tk.errors import RecipeError
-from onnxslim_tk.graph.model import Model, to_proto
+from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.observe import observe, observed_shapes
 from onnxslim_tk.packing.pack import pack
 from onnxslim_tk.passes.channels import Channels
@@ -26,6 +26,7 @@ from tests.models import (
     outputs_of,
     residual_cnn,
     statistics,
+    to_proto,
 )
 
 Array = NDArray[Any]

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.layers import layers
-from onnxslim_tk.graph.model import Model, to_proto
+from onnxslim_tk.graph.model import Model
 from onnxslim_tk.passes.clean import Clean
 from onnxslim_tk.plan.proposal import Proposal
 from tests.models import (
@@ -23,6 +23,7 @@ from tests.models import (
     outputs,
     outputs_of,
     residual_cnn,
+    to_proto,
     with_metadata,
 )
 

@@ -9,7 +9,7 @@ from onnx import checker
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.edit import drop_unused, is_constant
 from onnxslim_tk.graph.layers import layers
-from onnxslim_tk.graph.model import Model, to_proto
+from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.observe import observe, observed_shapes
 from onnxslim_tk.measure.runtime import Session, running_operators
 from onnxslim_tk.packing import pack
@@ -29,6 +29,7 @@ from tests.models import (
     opened,
     outputs,
     outputs_of,
+    to_proto,
 )
 
 HEAD = '<ir_version: 8, opset_import: ["": {opset}]>'

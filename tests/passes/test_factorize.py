@@ -7,7 +7,7 @@ import pytest
 
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.layers import Layer, layers
-from onnxslim_tk.graph.model import Model, to_proto
+from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.observe import observe
 from onnxslim_tk.passes.factorize import Factorize
 from onnxslim_tk.plan.proposal import Proposal
@@ -20,6 +20,7 @@ from tests.models import (
     opened,
     operators,
     outputs_of,
+    to_proto,
 )
 from tests.rows import asked, refusals_of, rows_of, seen
 

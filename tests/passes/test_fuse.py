@@ -5,7 +5,7 @@ import onnx
 import pytest
 
 from onnxslim_tk.graph.layers import layers
-from onnxslim_tk.graph.model import Model, to_proto
+from onnxslim_tk.graph.model import Model
 from onnxslim_tk.passes.fuse import Fuse
 from onnxslim_tk.plan.proposal import Context, Proposal, Refusal
 from tests.models import (
@@ -22,6 +22,7 @@ from tests.models import (
     outputs_of,
     residual_cnn,
     statistics,
+    to_proto,
     with_metadata,
 )
 

@@ -5,7 +5,6 @@ import pytest
 
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.layers import layers
-from onnxslim_tk.graph.model import to_proto
 from onnxslim_tk.passes.quantize import Quantize
 from onnxslim_tk.plan.proposal import Context, Proposal
 from tests.models import (
@@ -18,6 +17,7 @@ from tests.models import (
     opened,
     opset_of,
     residual_cnn,
+    to_proto,
     with_metadata,
 )
 from tests.quantized import (

@@ -3,12 +3,11 @@ import onnx
 
 from onnxslim_tk.graph.edit import drop_unused
 from onnxslim_tk.graph.layers import layers
-from onnxslim_tk.graph.model import to_proto
 from onnxslim_tk.measure.runtime import running_operators
 from onnxslim_tk.packing import pack
 from onnxslim_tk.passes.quantize import Quantize
 from onnxslim_tk.plan.policy import asked_for
-from tests.models import CONTEXT, model_of, normal, opened, outputs, since
+from tests.models import CONTEXT, model_of, normal, opened, outputs, since, to_proto
 from tests.quantized import CONV, EXPECTED, HEAD, W64, context_of, near, quantized, running
 from tests.rows import rows_of
 

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from onnxslim_tk.graph.model import Model, to_proto
+from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.observe import observe
 from onnxslim_tk.measure.runtime import running_operators
 from onnxslim_tk.measure.samples import Samples
@@ -17,7 +17,7 @@ from onnxslim_tk.pipeline import Options, optimize
 from onnxslim_tk.plan.proposal import Context, Proposal, Refusal
 from onnxslim_tk.plan.recipe import parse_recipe
 from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU, Target
-from tests.models import SLOW_FLOATS, model_of, normal, opened, outputs, outputs_of
+from tests.models import SLOW_FLOATS, model_of, normal, opened, outputs, outputs_of, to_proto
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 PAD = "<pads=[1, 1, 1, 1]>"

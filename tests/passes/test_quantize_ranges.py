@@ -5,10 +5,9 @@ import onnx
 import pytest
 
 from onnxslim_tk.graph.layers import layers
-from onnxslim_tk.graph.model import to_proto
 from onnxslim_tk.kernels.ranges import METHODS
 from onnxslim_tk.passes.quantize import Quantize
-from tests.models import depthwise_cnn, normal, opened, outputs, outputs_of
+from tests.models import depthwise_cnn, normal, opened, outputs, outputs_of, to_proto
 from tests.quantized import (
     CONV,
     EXPECTED,

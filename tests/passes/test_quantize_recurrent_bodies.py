@@ -8,13 +8,12 @@ import pytest
 from onnx import TensorProto
 
 from onnxslim_tk.graph.edit import drop_unused
-from onnxslim_tk.graph.model import to_proto
 from onnxslim_tk.measure.runtime import running_operators
 from onnxslim_tk.packing import pack
 from onnxslim_tk.passes.quantize import Quantize
 from onnxslim_tk.plan.policy import asked_for
 from onnxslim_tk.plan.proposal import Proposal
-from tests.models import CONTEXT, model_of, normal, opened, outputs
+from tests.models import CONTEXT, model_of, normal, opened, outputs, to_proto
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 SIZE = 24

@@ -4,9 +4,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxslim_tk.graph.model import to_proto
 from onnxslim_tk.measure.runtime import running_operators
-from tests.models import model_of, normal, opened, outputs_of, since
+from tests.models import model_of, normal, opened, outputs_of, since, to_proto
 from tests.quantized import (
     CONV,
     EXPECTED,

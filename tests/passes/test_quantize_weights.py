@@ -5,12 +5,20 @@ import pytest
 
 from onnxslim_tk.graph.edit import drop_unused
 from onnxslim_tk.graph.layers import layers
-from onnxslim_tk.graph.model import to_proto
 from onnxslim_tk.packing import pack
 from onnxslim_tk.passes.quantize import Quantize
 from onnxslim_tk.plan.policy import asked_for
 from onnxslim_tk.plan.proposal import Proposal, Refusal
-from tests.models import CONTEXT, model_of, normal, opened, outputs, outputs_of, residual_cnn
+from tests.models import (
+    CONTEXT,
+    model_of,
+    normal,
+    opened,
+    outputs,
+    outputs_of,
+    residual_cnn,
+    to_proto,
+)
 from tests.quantized import HEAD, W64, context_of, feeds_of, graph, near, quantized, running
 from tests.rows import rows_of
 

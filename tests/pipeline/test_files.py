@@ -7,10 +7,9 @@ from onnx import external_data_helper
 
 from onnxslim_tk.errors import ModelError
 from onnxslim_tk.graph.layers import layers
-from onnxslim_tk.graph.model import to_proto
 from onnxslim_tk.measure.runtime import Session
 from onnxslim_tk.pipeline import load, optimize, save
-from tests.models import chain_cnn, mlp, normal
+from tests.models import chain_cnn, mlp, normal, to_proto
 
 from .conftest import Write
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxslim_tk.plan.placement import CAUTION, Border, Network
+from onnxslim_tk.plan.cut import CAUTION, Border, Network
 
 TIMES = st.floats(0, 50).map(lambda x: round(x, 2))
 
