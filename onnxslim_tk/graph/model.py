@@ -10,6 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxslim_tk.errors import ModelError
+from onnxslim_tk.graph.domains import STANDARD_DOMAINS
 from onnxslim_tk.graph.message import (
     SEPARATE_WEIGHTS,
     drop_inner_types,
@@ -243,7 +244,7 @@ def to_parts(model: Model) -> tuple[onnx.ModelProto, Weights]:
         if not model.header.HasField(name):
             proto.ClearField(name)
     for entry in proto.opset_import:
-        if entry.domain in ("", "ai.onnx"):
+        if entry.domain in STANDARD_DOMAINS:
             entry.version = opset
     if proto.graph.initializer:
         # Before version 4, initializers had to be inputs as well, and so were no constants.

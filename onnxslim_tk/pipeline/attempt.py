@@ -10,10 +10,12 @@ from typing import Final
 from onnxslim_tk.errors import CalibrationError, SessionError
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.graph.stored import Stored
+from onnxslim_tk.graph.weight_grid import WeightGrids
 from onnxslim_tk.measure.foreign import Operator, foreign_operators, runnable_part
 from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.measure.runtime import Feed, Session, TensorInfo, is_big
 from onnxslim_tk.measure.samples import Samples, Split, random_feed, split
+from onnxslim_tk.measure.threads import Threads
 from onnxslim_tk.measure.validate import Faithfulness, faithfulness
 from onnxslim_tk.packing import PackedTensor
 from onnxslim_tk.pipeline.files import packed, provenance, unchanged
@@ -64,6 +66,7 @@ class Workshop:
         self.recipe, self.samples, self.options = recipe, samples, options
         self.name = name
         self._memory = Memory()
+        self._grids = WeightGrids()
 
     @cached_property
     def foreign(self) -> list[Operator]:
@@ -117,6 +120,8 @@ class Workshop:
             self.feed,
             self.options.seed,
             self.options.progress,
+            self._grids,
+            Threads(self.options.jobs),
         )
         model, stages = carry_out(self.model, setting, choose, self._memory)
         origin = provenance(self.model, VERSION, self.options.seed, recipe_data(self.recipe))

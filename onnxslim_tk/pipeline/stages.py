@@ -1,16 +1,18 @@
 """Carrying a recipe out, stage by stage: observe, propose, choose, apply."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from onnxslim_tk.errors import RecipeError, SessionError
 from onnxslim_tk.graph.edit import drop_unused
 from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.model import Model
+from onnxslim_tk.graph.weight_grid import WeightGrids
 from onnxslim_tk.measure.observe import Statistics, observe, observed_shapes
 from onnxslim_tk.measure.runtime import Feed
 from onnxslim_tk.measure.samples import Samples
+from onnxslim_tk.measure.threads import Threads, one_thread_each
 from onnxslim_tk.measure.validate import Progress
 from onnxslim_tk.plan.plan import Plan, StagePlan
 from onnxslim_tk.plan.proposal import Context, Proposal, Refusal, matches
@@ -32,6 +34,8 @@ class Setting:
     feed: Feed | None
     seed: int
     progress: Progress
+    grids: WeightGrids = field(default_factory=WeightGrids)
+    threads: Threads = field(default_factory=Threads)
 
 
 class Chooser(Protocol):
@@ -72,6 +76,13 @@ def carry_out(
     ``model`` is only read. ``memory`` is that of attempts on the same model with the same setting.
     """
     check_patterns(model, setting.recipe)
+    with one_thread_each():
+        return _carried_out(model, setting, choose, memory)
+
+
+def _carried_out(
+    model: Model, setting: Setting, choose: Chooser, memory: Memory | None
+) -> tuple[Model, tuple[StagePlan, ...]]:
     rounds = [] if memory is None else memory.rounds
     reference: Model | None = None
     done = []
@@ -135,6 +146,9 @@ def _context(model: Model, stage: Stage, setting: Setting, reference: Model | No
         exclude=setting.recipe.exclude,
         seed=setting.seed,
         reference=reference,
+        grids=setting.grids,
+        threads=setting.threads,
+        progress=lambda step, done, total: setting.progress(f"{stage.name}: {step}", done, total),
     )
 
 

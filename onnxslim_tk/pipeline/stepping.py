@@ -9,7 +9,6 @@ import numpy as np
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.measure.runtime import Feed
-from onnxslim_tk.measure.validate import Progress
 from onnxslim_tk.plan.knapsack import alternatives
 from onnxslim_tk.plan.policy import Key, asked_for, key_of, rescaled, trimmed, within
 from onnxslim_tk.plan.proposal import Context, Pass, Proposal
@@ -37,11 +36,10 @@ class Asking:
 class Measured:
     """Errors of rows, each probed alone, once; kept by method, targets and setting."""
 
-    def __init__(self, feeds: Sequence[Feed], progress: Progress) -> None:
+    def __init__(self, feeds: Sequence[Feed]) -> None:
         size = sum(np.asarray(value).size for value in feeds[0].values()) if feeds else 0
         count = min(max(_ENOUGH_VALUES // max(size, 1), _FEWEST_SAMPLES), _MOST_SAMPLES)
         self._feeds = feeds[:count]
-        self._progress = progress
         self._errors: dict[Key, float] = {}
 
     def __getitem__(self, row: Proposal) -> float:
@@ -71,12 +69,12 @@ class Measured:
         if not probe.measures:
             return
         methods: dict[str, Pass] = {method.name: method for method in stage.passes}
-        for k, row in enumerate(rows):
-            self._progress(f"{stage.name}: measure each row", k, len(rows))
-            method = methods[row.method]
-            error = probe.error(lambda twin, m=method, r=row: m.apply(twin, [r], context))  # type: ignore[misc]
-            self._errors[key_of(row)] = min(error, 1e9)
-        self._progress(f"{stage.name}: measure each row", len(rows), len(rows))
+
+        def error(row: Proposal) -> float:
+            return probe.error(lambda twin: methods[row.method].apply(twin, [row], context))
+
+        for row, found in zip(rows, context.each("measure each row", error, rows), strict=True):
+            self._errors[key_of(row)] = min(found, 1e9)
 
 
 class Stepping:
