@@ -85,7 +85,7 @@ class Model:
 
     def copy(self) -> "Model":
         """An independent copy; edits of one never show in the other, big weights are shared."""
-        twin = _wrap(*to_parts(self), self.source_sha256, self.source_bytes)
+        twin = wrapped(*to_parts(self), self.source_sha256, self.source_bytes)
         twin.origins = dict(self.origins)
         twin.taken = set(self.taken)
         twin.counter = self.counter
@@ -108,7 +108,7 @@ def from_proto(
     light = onnx.ModelProto.FromString(proto.SerializeToString())
     for tensor in light.graph.initializer:
         weights.lift(tensor)
-    model = _wrap(light, weights, stored.sha256, len(stored))
+    model = wrapped(light, weights, stored.sha256, len(stored))
     for path, graph in bodies(model.graph):
         for node in graph.nodes:
             names = [path + t.name for t in node.outputs if t.name]
@@ -117,7 +117,8 @@ def from_proto(
     return model
 
 
-def _wrap(proto: onnx.ModelProto, weights: Weights, sha256: str, size: int) -> Model:
+def wrapped(proto: onnx.ModelProto, weights: Weights, sha256: str, size: int) -> Model:
+    """The model of :func:`to_parts`, without the memory of names and origins."""
     header = onnx.ModelProto()
     for descriptor, value in proto.ListFields():
         if descriptor.name == "graph":

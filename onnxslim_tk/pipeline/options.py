@@ -9,6 +9,7 @@ from onnxslim_tk.measure.kinds import OutputKind
 from onnxslim_tk.measure.metrics import Metric
 from onnxslim_tk.measure.samples import Samples
 from onnxslim_tk.measure.validate import Progress, silent
+from onnxslim_tk.pipeline.cache import Cache
 from onnxslim_tk.plan.budget import Budget
 from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU, Target
 
@@ -21,7 +22,8 @@ class Options:
 
     ``calibration`` is a path to samples, or samples; ``limit`` the most of them that are used;
     ``kinds`` settles the kind of outputs by name; ``budget`` None takes the recipe's;
-    ``jobs`` is the number of threads, -1 for all processors: results don't depend on it;
+    ``jobs`` is the number of threads, -1 for all processors: results don't depend on it,
+    nor on ``cache``, which keeps what was found for other runs;
     ``in_place`` lets the result take the place of the source.
     """
 
@@ -35,4 +37,5 @@ class Options:
     target: Target = ONNXRUNTIME_CPU
     progress: Progress = silent
     jobs: int = 1
+    cache: Cache | None = None
     in_place: bool = False
