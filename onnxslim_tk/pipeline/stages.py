@@ -116,7 +116,8 @@ class Begun:
         if self.after is not None:
             return
         started = time.process_time()
-        self.after = _applied(self, rows, self._stage, self._setting)
+        # A copy, since that is what comes out of the cache: the order of what is alike may differ.
+        self.after = _applied(self, rows, self._stage, self._setting).copy()
         self._seconds += time.process_time() - started
         small = self.before.source_bytes < _BIGGEST_KEPT
         if self.cache is not None and small and self._seconds > _WORTH_KEEPING:

@@ -14,7 +14,7 @@ from onnxslim_tk.pipeline.kept import model_arrays, model_of
 from onnxslim_tk.plan.budget import Budget
 
 KEY = "ab" * 32
-PLAIN = Options(calibration=CALIBRATION, limit=24)
+PLAIN = Options(calibration=CALIBRATION, limit=8)
 
 
 def told(arrays: Arrays) -> object:
@@ -32,7 +32,7 @@ def made(folder: Path, options: Options, recipe: str = "small") -> bytes:
 
 
 def with_cache(cache: Cache | None, budget: Budget | None = None, jobs: int = 1) -> Options:
-    return Options(calibration=CALIBRATION, limit=24, cache=cache, budget=budget, jobs=jobs)
+    return Options(calibration=CALIBRATION, limit=8, cache=cache, budget=budget, jobs=jobs)
 
 
 def test_an_entry_comes_back(tmp_path: Path) -> None:
@@ -143,16 +143,14 @@ def test_another_budget_and_a_later_stage_use_what_was_found(
     assert not calls
 
 
-@pytest.mark.parametrize("recipe", ["small", "balanced"])
-def test_the_number_of_threads_changes_no_byte(tmp_path: Path, recipe: str) -> None:
-    one = made(tmp_path, with_cache(None), recipe)
-    assert made(tmp_path, with_cache(None, jobs=3), recipe) == one
+def test_the_number_of_threads_changes_no_byte(tmp_path: Path) -> None:
+    assert made(tmp_path, with_cache(None, jobs=3)) == made(tmp_path, PLAIN)
 
 
-@pytest.mark.parametrize("budget", [None, Budget(min_sqnr_db=45.0)])
-def test_a_plan_is_what_optimize_does(tmp_path: Path, budget: Budget | None) -> None:
-    options = with_cache(Cache(tmp_path / "cache"), budget)
+def test_a_plan_is_what_optimize_does(tmp_path: Path) -> None:
+    options = with_cache(Cache(tmp_path / "cache"))
     done = optimize(MODEL, tmp_path / "done.onnx", "small", options)
-    assert plan(MODEL, "small", options).stages == done.plan.stages
-    apply(MODEL, tmp_path / "again.onnx", plan(MODEL, "small", options), options)
+    planned = plan(MODEL, "small", options)
+    assert planned.stages == done.plan.stages
+    apply(MODEL, tmp_path / "again.onnx", planned, options)
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "done.onnx").read_bytes()
