@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ def test_a_folder_that_cannot_be_written_keeps_nothing(tmp_path: Path) -> None:
 
 def test_samples_differ_by_names_types_shapes_and_values() -> None:
     base = np.arange(6, dtype=np.float32)
-    feeds = [
+    feeds: list[dict[str, Any]] = [
         {"x": base},
         {"y": base},
         {"x": base.astype(np.float64)},
