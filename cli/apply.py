@@ -16,6 +16,7 @@ from onnxslim_tk.plan.plan import Plan, read_plan
 from onnxslim_tk.report.outcome import Report
 
 from .console import warn
+from .effort import Effort
 from .options import (
     InPlace,
     Judging,
@@ -38,6 +39,7 @@ def apply(
     source: Source,
     plan: PlanFile,
     judging: Judging,
+    effort: Effort,
     isolation: Isolation,
     showing: Showing,
     result: MaybeTarget = None,
@@ -50,10 +52,12 @@ def apply(
 
     Recipe and seed are the plan's; give the samples that the plan was made with.
     """
+    effort.check()
     target = place_of_result(source, result, in_place)
     targets = {"PLAN.json": plan, "OUT": target, "--report": showing.report}
     check_targets(source, targets, in_place)
-    call = partial(_apply, source, target, read_plan(plan, PASSES), judging, in_place, force)
+    given = read_plan(plan, PASSES)
+    call = partial(_apply, source, target, given, judging, effort, in_place, force)
     with Steps(showing.silent) as steps:
         report, kinds = supervise(call, source, isolation, steps, target)
     if not report.holds and not force:
@@ -66,11 +70,12 @@ def _apply(
     target: Path,
     given: Plan,
     judging: Judging,
+    effort: Effort,
     in_place: bool,
     force: bool,
     progress: Progress,
 ) -> tuple[Report, Mapping[str, OutputKind]]:
-    options = judging.options(source, given.seed, progress)
+    options = effort.spent_on(judging.options(source, given.seed, progress))
     budget = judging.budget(given.recipe.budget)
     options = replace(options, budget=budget, in_place=in_place)
     return pipeline.apply(source, target, given, options, force), options.kinds

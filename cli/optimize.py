@@ -11,6 +11,7 @@ from onnxslim_tk.measure.validate import Progress
 from onnxslim_tk.plan.recipe import Recipe
 from onnxslim_tk.report.outcome import Report
 
+from .effort import Effort
 from .options import (
     Choices,
     InPlace,
@@ -28,6 +29,7 @@ from .supervise import Isolation, supervise
 def optimize(
     source: Source,
     choices: Choices,
+    effort: Effort,
     isolation: Isolation,
     showing: Showing,
     result: MaybeTarget = None,
@@ -38,9 +40,10 @@ def optimize(
     Where nothing compressed does, OUT is the tidied model. Exit code 3 says that not even that
     keeps the budget.
     """
+    effort.check()
     target = place_of_result(source, result, in_place)
     check_targets(source, {"OUT": target, "--report": showing.report}, in_place)
-    call = partial(_optimize, source, target, choices.chosen(), choices, in_place)
+    call = partial(_optimize, source, target, choices.chosen(), choices, effort, in_place)
     with Steps(showing.silent) as steps:
         report, kinds = supervise(call, source, isolation, steps, target)
     deliver(report, showing, kinds)
@@ -51,8 +54,10 @@ def _optimize(
     target: Path,
     recipe: Recipe,
     choices: Choices,
+    effort: Effort,
     in_place: bool,
     progress: Progress,
 ) -> tuple[Report, Mapping[str, OutputKind]]:
-    options = replace(choices.options(source, choices.seed, progress), in_place=in_place)
+    options = effort.spent_on(choices.options(source, choices.seed, progress))
+    options = replace(options, in_place=in_place)
     return pipeline.optimize(source, target, recipe, options), options.kinds

@@ -14,6 +14,7 @@ from onnxslim_tk.report.as_json import json_text
 from onnxslim_tk.report.summary import refusals
 
 from .console import say
+from .effort import Effort
 from .options import Choices, Source, check_targets
 from .progress import Steps
 from .supervise import Isolation, supervise
@@ -29,13 +30,15 @@ def plan(
     source: Source,
     target: Place,
     choices: Choices,
+    effort: Effort,
     isolation: Isolation,
     json: Annotated[bool, typer.Option("--json", help="Print the plan too, as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only.")] = False,
 ) -> None:
     """Choose what optimize would do to IN and write it to PLAN.json, to read and edit."""
+    effort.check()
     check_targets(source, {"PLAN.json": target})
-    call = partial(_plan, source, choices.chosen(), choices)
+    call = partial(_plan, source, choices.chosen(), choices, effort)
     with Steps(json or quiet) as steps:
         made = supervise(call, source, isolation, steps)
     write_plan(made, target)
@@ -47,5 +50,8 @@ def plan(
         say("edit the plan if you like; 'onnxslim apply' with the same samples carries it out")
 
 
-def _plan(source: Path, recipe: Recipe, choices: Choices, progress: Progress) -> Plan:
-    return pipeline.plan(source, recipe, choices.options(source, choices.seed, progress))
+def _plan(
+    source: Path, recipe: Recipe, choices: Choices, effort: Effort, progress: Progress
+) -> Plan:
+    options = effort.spent_on(choices.options(source, choices.seed, progress))
+    return pipeline.plan(source, recipe, options)

@@ -7,11 +7,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxslim_tk.graph.domains import STANDARD_DOMAINS
 from onnxslim_tk.graph.edit import input_at, is_constant, producer, sole_reader, values_of
 from onnxslim_tk.graph.model import Node, Tensor
 
 Array = NDArray[Any]
-_STANDARD: Final = (None, "", "ai.onnx")
 _HARD_SIGMOID: Final = (0.2, 0.5)
 
 
@@ -64,7 +64,7 @@ def absorbed_behind(node: Node, outputs: set[str]) -> Absorbed | None:
     found = Absorbed()
     tensor = node.outputs[0]
     while (reader := sole_reader(tensor, outputs)) is not None:
-        longer = _with(found, reader, tensor) if reader.domain in _STANDARD else None
+        longer = _with(found, reader, tensor) if reader.domain in STANDARD_DOMAINS else None
         if longer is None:
             break
         found = replace(longer, nodes=(*found.nodes, reader))

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Literal
 
+from onnxslim_tk.graph.domains import STANDARD_DOMAINS
 from onnxslim_tk.graph.edit import is_constant
 from onnxslim_tk.graph.layers import Layer, layer_of
 from onnxslim_tk.graph.model import Model, Node, Tensor
 
 Role = Literal["produces", "passes", "consumes"]
-_DOMAINS: Final = (None, "", "ai.onnx")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -198,7 +198,7 @@ class Flow:
 
 def is_standard(node: Node) -> bool:
     """Whether the operator is ONNX's own."""
-    return node.domain in _DOMAINS
+    return node.domain in STANDARD_DOMAINS
 
 
 def constant_at(node: Node, slot: int) -> Tensor | None:

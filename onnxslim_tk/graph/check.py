@@ -16,9 +16,9 @@ from onnx import AttributeProto, TensorProto, defs
 
 from onnxslim_tk.errors import ModelError
 from onnxslim_tk.graph.check_tensor import check_sparse, check_tensor, quoted
+from onnxslim_tk.graph.domains import STANDARD_DOMAINS
 from onnxslim_tk.graph.shadows import proto_bodies
 
-_STANDARD: Final = ("", "ai.onnx")
 _MOST_CALLS: Final = 1 << 20
 _TYPED_ATTRIBUTES: Final = 2
 
@@ -36,7 +36,7 @@ def check(proto: onnx.ModelProto) -> None:
     if not proto.opset_import:
         raise ModelError("model: it must name the operator sets that it uses, it names none")
     for entry in proto.opset_import:
-        if entry.domain in _STANDARD and entry.version < 1:
+        if entry.domain in STANDARD_DOMAINS and entry.version < 1:
             raise ModelError(
                 f"model: the standard operator set must have a version from 1 up, "
                 f"got {entry.version}"
@@ -49,7 +49,7 @@ def check(proto: onnx.ModelProto) -> None:
             raise ModelError(
                 f"model: its inputs must have names and types, {quoted(value.name)} has not"
             )
-    versions = [entry.version for entry in proto.opset_import if entry.domain in _STANDARD]
+    versions = [entry.version for entry in proto.opset_import if entry.domain in STANDARD_DOMAINS]
     _check_graph(proto.graph, (), max(versions, default=0), proto.ir_version >= _TYPED_ATTRIBUTES)
 
 
@@ -171,7 +171,7 @@ def _check_node(node: onnx.NodeProto, version: int, typed: bool) -> None:
         field = _HOLDERS.get(attribute.type)
         if field is not None and not attribute.HasField(field):
             raise ModelError(f"model: {_who(node)} has no value for {quoted(attribute.name)}")
-    found = _schema(node.op_type, version) if node.domain in _STANDARD else None
+    found = _schema(node.op_type, version) if node.domain in STANDARD_DOMAINS else None
     if found is None:
         return
     inputs, outputs, types, required = found

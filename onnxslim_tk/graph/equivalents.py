@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxslim_tk.graph.activations import clip_range, scalar_affine
+from onnxslim_tk.graph.domains import STANDARD_DOMAINS
 from onnxslim_tk.graph.edit import (
     add_node,
     constant,
@@ -26,7 +27,6 @@ from onnxslim_tk.graph.evaluate import bytes_of
 from onnxslim_tk.graph.model import Graph, Model, Node, Tensor, bodies
 
 Array = NDArray[Any]
-_STANDARD: Final = (None, "", "ai.onnx")
 # Functions of single values, which may as well come before the pixels are put in their places.
 _POINTWISE: Final = frozenset(
     {"Clip", "Elu", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh"}
@@ -49,7 +49,7 @@ def equivalents(model: Model) -> Iterator[Equivalent]:
     for path, graph in bodies(model.graph):
         here = {id(node) for node in graph.nodes}
         for node in list(graph.nodes):
-            if node.domain not in _STANDARD:
+            if node.domain not in STANDARD_DOMAINS:
                 continue
             if node.op == "Clip" and _hard_sigmoid(node, outputs, here) is not None:
                 yield Equivalent(node, graph, path, "HardSigmoid")
@@ -93,7 +93,7 @@ def _hard_sigmoid(clip: Node, outputs: set[str], here: set[int]) -> _Gated | Non
         last = behind.outputs[0]
         product = behind
         behind = sole_reader(last, outputs)
-    if behind is None or behind.domain not in _STANDARD:
+    if behind is None or behind.domain not in STANDARD_DOMAINS:
         return None
     factor = scalar_affine(behind, last)
     if factor is None or factor[1] != 0 or not isclose(factor[0] * ends[1], 1.0, rel_tol=1e-6):
@@ -161,7 +161,7 @@ def _write_tiles(model: Model, found: Equivalent) -> int:
     outputs, last = output_names(model), node
     while True:
         reader = sole_reader(last.outputs[0], outputs)
-        known = reader is not None and reader.domain in _STANDARD and reader.op in _POINTWISE
+        known = reader is not None and reader.domain in STANDARD_DOMAINS and reader.op in _POINTWISE
         if reader is None or not known or not any(reader is n for n in graph.nodes):
             break
         last = reader

@@ -11,6 +11,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
+from onnxslim_tk.graph.domains import STANDARD_DOMAINS
 from onnxslim_tk.graph.edit import is_constant, values_of
 from onnxslim_tk.graph.model import Node
 
@@ -60,7 +61,7 @@ def constant_bytes(name: str, values: Array) -> int:
 
 def evaluate(node: Node, opset: int) -> Array | None:
     """The only output of ``node`` under operator set ``opset``; None where it isn't certain."""
-    if node.op not in FOLDED or node.domain not in (None, "", "ai.onnx") or len(node.outputs) != 1:
+    if node.op not in FOLDED or node.domain not in STANDARD_DOMAINS or len(node.outputs) != 1:
         return None
     feeds: dict[str, Array] = {}
     for tensor in node.inputs:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxslim_tk.graph.affine import Affine, arithmetic, normalization
+from onnxslim_tk.graph.domains import STANDARD_DOMAINS
 from onnxslim_tk.graph.edit import (
     constant,
     input_at,
@@ -26,7 +27,6 @@ from onnxslim_tk.graph.site import Site, zero_padding
 
 Array = NDArray[Any]
 
-_STANDARD: Final = (None, "", "ai.onnx")
 _KINDS: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _NORMALIZATION: Final = "BatchNormalization"
 _WIDEST_PAD: Final = 3
@@ -44,7 +44,7 @@ class Fusion:
         """Every layer of the model in graph order, bodies included."""
         for path, graph in bodies(self._model.graph):
             for node in list(graph.nodes):
-                if node.op in _KINDS and node.domain in _STANDARD:
+                if node.op in _KINDS and node.domain in STANDARD_DOMAINS:
                     yield Site(node, graph, path, self._names(node, path))
 
     def fuse(self, sites: Iterable[Site]) -> None:
@@ -67,7 +67,7 @@ class Fusion:
         """The names of every normalization that is still there, and why it is."""
         for path, graph in bodies(self._model.graph):
             for node in graph.nodes:
-                if node.op == _NORMALIZATION and node.domain in _STANDARD:
+                if node.op == _NORMALIZATION and node.domain in STANDARD_DOMAINS:
                     yield self._names(node, path), self._reason(node, graph, path)
 
     def _names(self, node: Node, path: str) -> tuple[str, ...]:
@@ -176,7 +176,7 @@ class Fusion:
     def _reader(self, node: Node, graph: Graph) -> Node | None:
         """The only reader of what ``node`` gives, if it stands in the same graph."""
         reader = sole_reader(node.outputs[0], self._outputs)
-        known = reader is not None and reader.domain in _STANDARD
+        known = reader is not None and reader.domain in STANDARD_DOMAINS
         return reader if known and any(reader is other for other in graph.nodes) else None
 
     def _affine(self, site: Site, node: Node, source: Tensor) -> Affine | None:
@@ -208,7 +208,7 @@ class Fusion:
         """Fold the node that feeds ``site``; False where it can't be."""
         source = site.node.inputs[0]
         maker = producer(source)
-        if maker is None or maker.domain not in _STANDARD or source.name in self._outputs:
+        if maker is None or maker.domain not in STANDARD_DOMAINS or source.name in self._outputs:
             return False
         here = {id(node) for node in site.graph.nodes}
         others = [Site(node, site.graph, site.path, ()) for node in source.outputs]
@@ -231,7 +231,11 @@ class Fusion:
     def _takes(self, site: Site, maker: Node) -> bool:
         """Whether a normalization may go into ``site`` behind it: no zeros are put in between."""
         node = site.node
-        if node.op not in ("Conv", "Gemm") or node.domain not in _STANDARD or site.weight is None:
+        if (
+            node.op not in ("Conv", "Gemm")
+            or node.domain not in STANDARD_DOMAINS
+            or site.weight is None
+        ):
             return False
         once = sum(tensor is maker.outputs[0] for tensor in node.inputs) == 1
         if not once or node.inputs[0] is not maker.outputs[0] or not self._is_own(site.weight):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from onnxslim_tk.graph.domains import STANDARD_DOMAINS
 from onnxslim_tk.graph.layer import Layer
 from onnxslim_tk.graph.model import Graph, Model, Node, bodies
 from onnxslim_tk.graph.notes import first_name
@@ -28,7 +29,7 @@ def layers_of(model: Model, node: Node, graph: Graph, path: str) -> list[Layer]:
 
     The weights of a recurrent node add ``:W`` and ``:R`` to its id, and answer to its names too.
     """
-    if node.op not in WEIGHT_SLOTS or node.domain not in (None, "", "ai.onnx"):
+    if node.op not in WEIGHT_SLOTS or node.domain not in STANDARD_DOMAINS:
         return []
     key = path + first_name(tensor.name for tensor in node.outputs)
     names = model.origins.get(key, (key,))

@@ -10,6 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from onnxslim_tk.errors import ModelError
+from onnxslim_tk.graph.domains import STANDARD_DOMAINS
 from onnxslim_tk.graph.message import (
     SEPARATE_WEIGHTS,
     drop_inner_types,
@@ -84,7 +85,7 @@ class Model:
 
     def copy(self) -> "Model":
         """An independent copy; edits of one never show in the other, big weights are shared."""
-        twin = _wrap(*to_parts(self), self.source_sha256, self.source_bytes)
+        twin = wrapped(*to_parts(self), self.source_sha256, self.source_bytes)
         twin.origins = dict(self.origins)
         twin.taken = set(self.taken)
         twin.counter = self.counter
@@ -107,7 +108,7 @@ def from_proto(
     light = onnx.ModelProto.FromString(proto.SerializeToString())
     for tensor in light.graph.initializer:
         weights.lift(tensor)
-    model = _wrap(light, weights, stored.sha256, len(stored))
+    model = wrapped(light, weights, stored.sha256, len(stored))
     for path, graph in bodies(model.graph):
         for node in graph.nodes:
             names = [path + t.name for t in node.outputs if t.name]
@@ -116,7 +117,8 @@ def from_proto(
     return model
 
 
-def _wrap(proto: onnx.ModelProto, weights: Weights, sha256: str, size: int) -> Model:
+def wrapped(proto: onnx.ModelProto, weights: Weights, sha256: str, size: int) -> Model:
+    """The model of :func:`to_parts`, without the memory of names and origins."""
     header = onnx.ModelProto()
     for descriptor, value in proto.ListFields():
         if descriptor.name == "graph":
@@ -243,7 +245,7 @@ def to_parts(model: Model) -> tuple[onnx.ModelProto, Weights]:
         if not model.header.HasField(name):
             proto.ClearField(name)
     for entry in proto.opset_import:
-        if entry.domain in ("", "ai.onnx"):
+        if entry.domain in STANDARD_DOMAINS:
             entry.version = opset
     if proto.graph.initializer:
         # Before version 4, initializers had to be inputs as well, and so were no constants.

@@ -8,12 +8,12 @@ import onnx
 from onnx import defs, helper, numpy_helper, shape_inference, version_converter
 
 from onnxslim_tk.errors import ModelError
+from onnxslim_tk.graph.domains import STANDARD_DOMAINS
 from onnxslim_tk.graph.inference import lighten
 from onnxslim_tk.graph.model import Model, bodies, replace_graph, to_parts
 from onnxslim_tk.graph.notes import first_name
 from onnxslim_tk.graph.weights import Weights
 
-_STANDARD: Final = ("", "ai.onnx")
 _OLDEST: Final = 7
 _SET_ASIDE: Final = "onnxslim_tk.set_aside"
 # The converter infers shapes on its way; its own errors and those have no common root.
@@ -30,7 +30,7 @@ def raise_opset(model: Model, minimum: int = 13) -> None:
     only as far as the operator set needs. Raises ModelError for operator sets below 7, and where
     an operator has no equivalent in the newer set.
     """
-    versions = [entry for entry in model.header.opset_import if entry.domain in _STANDARD]
+    versions = [entry for entry in model.header.opset_import if entry.domain in STANDARD_DOMAINS]
     version = model.graph.opset
     if not versions or version >= minimum:
         return
@@ -75,10 +75,12 @@ def _refuse(proto: onnx.ModelProto, version: int, minimum: int) -> None:
                 raise _impossible(version, minimum, reason)
     for function in proto.functions:
         for entry in function.opset_import:
-            if entry.domain not in _STANDARD or entry.version >= minimum:
+            if entry.domain not in STANDARD_DOMAINS or entry.version >= minimum:
                 continue
             for node in function.node:
-                if node.domain in _STANDARD and _changed(node.op_type, entry.version, minimum):
+                if node.domain in STANDARD_DOMAINS and _changed(
+                    node.op_type, entry.version, minimum
+                ):
                     reason = f"the local function {function.name!r} uses an older {node.op_type}"
                     raise _impossible(version, minimum, reason)
 
@@ -107,7 +109,7 @@ def _set_resizes_aside(proto: onnx.ModelProto) -> None:
     for graph in _graphs(proto.graph):
         for node in graph.node:
             old = node.op_type == "Upsample" or (node.op_type == "Resize" and len(node.input) == 2)
-            if old and node.domain in _STANDARD:
+            if old and node.domain in STANDARD_DOMAINS:
                 node.domain = _SET_ASIDE
                 found = True
     if found:
@@ -205,7 +207,7 @@ def _raise_functions(before: onnx.ModelProto, after: onnx.ModelProto, minimum: i
     after.functions.extend(before.functions)
     for function in after.functions:
         for entry in function.opset_import:
-            if entry.domain in _STANDARD:
+            if entry.domain in STANDARD_DOMAINS:
                 entry.version = max(entry.version, minimum)
 
 
@@ -215,7 +217,7 @@ def _take_in(model: Model, proto: onnx.ModelProto, weights: Weights, minimum: in
     del model.header.functions[:]
     model.header.functions.extend(proto.functions)
     for entry in model.header.opset_import:
-        if entry.domain in _STANDARD:
+        if entry.domain in STANDARD_DOMAINS:
             entry.version = minimum
     needed = helper.find_min_ir_version_for([helper.make_opsetid("", minimum)])
     model.header.ir_version = max(model.header.ir_version, needed)

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxslim_tk.graph.activations import Absorbed, Gate, absorbed_behind, gate_of, scalar_affine
+from onnxslim_tk.graph.domains import STANDARD_DOMAINS
 from onnxslim_tk.graph.edit import input_at, is_constant, producer, values_of
 from onnxslim_tk.graph.model import Graph, Node, Tensor
 from onnxslim_tk.graph.order import ordered
 
 Array = NDArray[Any]
-_STANDARD: Final = (None, "", "ai.onnx")
 # Data movement: the output lies on the grid of the input.
 MOVES: Final = frozenset(
     {
@@ -123,7 +123,7 @@ class _Search:
     def __init__(
         self, graph: Graph, layer_nodes: Sequence[Node], outputs: set[str], extents: Extents
     ) -> None:
-        self.nodes = [node for node in ordered(graph) if node.domain in _STANDARD]
+        self.nodes = [node for node in ordered(graph) if node.domain in STANDARD_DOMAINS]
         self.chosen = {id(node) for node in layer_nodes}
         self.outputs = outputs
         self.extents = extents

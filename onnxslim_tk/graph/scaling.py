@@ -2,19 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxslim_tk.graph.domains import STANDARD_DOMAINS
 from onnxslim_tk.graph.edit import input_at, is_constant, producer, values_of
 from onnxslim_tk.graph.layers import layer_of
 from onnxslim_tk.graph.model import Model, Node, Tensor
 from onnxslim_tk.graph.order import ordered
 from onnxslim_tk.graph.scale_flow import Edit, Flow, ScaleGroup
 from onnxslim_tk.graph.scale_rules import RULES
-
-_STANDARD: Final = (None, "", "ai.onnx")
 
 
 def scale_groups(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> list[ScaleGroup]:
@@ -35,7 +33,7 @@ def scale_groups(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> list[Sc
 def _follow(flow: Flow, node: Node) -> None:
     """Carry the channels of the inputs over to the first output."""
     spans = [flow.span(tensor) for tensor in node.inputs]
-    rule = RULES.get(node.op) if node.domain in _STANDARD else None
+    rule = RULES.get(node.op) if node.domain in STANDARD_DOMAINS else None
     known = all(t.name in flow.shapes for t in (*node.inputs, *node.outputs[:1]) if _flows(t))
     out = rule(flow, node, spans) if rule is not None and known else None
     if out is None:
@@ -76,7 +74,7 @@ def _normalized(flow: Flow, node: Node) -> ScaleGroup | None:
 
 def _vectors(node: Node) -> list[tuple[Node, int]] | None:
     """Where the scale and the bias of a normalization stand, as node and slot."""
-    if node.domain not in _STANDARD:
+    if node.domain not in STANDARD_DOMAINS:
         return None
     if node.op == "LayerNormalization":
         slots = [k for k in (1, 2) if input_at(node, k) is not None]

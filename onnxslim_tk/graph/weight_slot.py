@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxslim_tk.graph.domains import STANDARD_DOMAINS
 from onnxslim_tk.graph.edit import input_at, is_constant, producer, values_of
 from onnxslim_tk.graph.model import Node, Tensor
 
@@ -55,7 +56,7 @@ def held(node: Node, slot: int) -> Held | None:
 def is_turned(node: Node) -> bool:
     """Whether a MatMul reads its weight through a Transpose, as the head of an embedding does."""
     maker = producer(node.inputs[1]) if node.op == "MatMul" and len(node.inputs) > 1 else None
-    if maker is None or maker.op != "Transpose" or maker.domain not in (None, "", "ai.onnx"):
+    if maker is None or maker.op != "Transpose" or maker.domain not in STANDARD_DOMAINS:
         return False
     return list(maker.attrs.get("perm", [1, 0])) == [1, 0]
 

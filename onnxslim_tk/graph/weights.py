@@ -109,6 +109,11 @@ class Weights:
         """Bytes of all arrays."""
         return sum(int(array.nbytes) for array in self._arrays.values())
 
+    @property
+    def arrays(self) -> dict[str, Bytes]:
+        """All arrays by key."""
+        return dict(self._arrays)
+
     def add(self, key: str, array: Bytes) -> None:
         """Enter ``array`` under ``key``."""
         self._arrays[key] = array

@@ -1,5 +1,6 @@
 """Clusters of weights: shared values on the line, and shared vectors."""
 
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,8 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 Floats = NDArray[np.float64]
+# The limit of threads is the process's: two calls at once would put it back at the wrong time.
+_ONE_AT_A_TIME = Lock()
 _ROUNDS = 40
 _POWERS = (1 / 3, 1.0, 0.0)
 # Lloyd goes on after a swap, so even one that seems to lose a little can win.
@@ -77,7 +80,7 @@ def kmeans_vectors(
     # Its import takes longer than all others of the package together.
     from sklearn.cluster import KMeans
 
-    with threadpool_limits(limits=1):
+    with _ONE_AT_A_TIME, threadpool_limits(limits=1):
         model = KMeans(clusters, n_init=1, random_state=seed).fit(points, sample_weight=weights)
     return np.asarray(model.cluster_centers_, np.float64), model.labels_.astype(np.int64)
 

@@ -23,6 +23,11 @@ from onnxslim_tk.measure.slices import decibels
 Progress = Callable[[str, int, int], None]
 """Called with the name of a step, what is done of it, and how much there is."""
 
+
+def silent(step: str, done: int, total: int) -> None:
+    """Report no progress."""
+
+
 INTEGER_KERNELS: Final = frozenset(
     {
         "ConvInteger",

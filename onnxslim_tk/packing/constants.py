@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from onnx import AttributeProto, TensorProto, numpy_helper
 
-from onnxslim_tk.packing.scopes import STANDARD_DOMAINS, Scope
+from onnxslim_tk.graph.domains import STANDARD_DOMAINS
+from onnxslim_tk.packing.scopes import Scope
 
 
 def store_constants(scope: Scope) -> int:

@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from onnxslim_tk.graph.domains import STANDARD_DOMAINS
 from onnxslim_tk.graph.weights import LARGEST, Weights
 from onnxslim_tk.packing.alias import alias
 from onnxslim_tk.packing.chain import Chain, Pool
@@ -25,7 +26,6 @@ from onnxslim_tk.packing.options import (
     options,
 )
 from onnxslim_tk.packing.scopes import (
-    STANDARD_DOMAINS,
     Key,
     Names,
     Scope,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import onnx
 
-STANDARD_DOMAINS = ("", "ai.onnx")
+from onnxslim_tk.graph.domains import STANDARD_DOMAINS
 
 _FIRST = string.ascii_letters
 _LATER = string.ascii_letters + string.digits + "_"

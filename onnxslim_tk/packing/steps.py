@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto
 
+from onnxslim_tk.graph.domains import STANDARD_DOMAINS
 from onnxslim_tk.graph.weights import Weights
 from onnxslim_tk.packing.operators import OPERATORS, attribute
-from onnxslim_tk.packing.scopes import STANDARD_DOMAINS, Key, Scope
+from onnxslim_tk.packing.scopes import Key, Scope
 
 _INTEGERS = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4)
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)

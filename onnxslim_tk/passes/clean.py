@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from onnxslim_tk.errors import RecipeError
+from onnxslim_tk.graph.domains import STANDARD_DOMAINS
 from onnxslim_tk.graph.edit import (
     bypass,
     drop_unused,
@@ -25,7 +26,6 @@ from onnxslim_tk.graph.neutral import unchanged_input
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
 
-_STANDARD = (None, "", "ai.onnx")
 _RANDOM = frozenset(
     ("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomUniform")
 ) | frozenset(("RandomNormalLike", "RandomUniformLike"))
@@ -116,7 +116,7 @@ def _pass_through(model: Model, graph: Graph, path: str, types: Types, done: Cou
     names |= {"Reshape": "reshapes", "Transpose": "transposes"}
     fixed = output_names(model)
     for node in list(graph.nodes):
-        if node.domain not in _STANDARD or not node.inputs or not node.outputs:
+        if node.domain not in STANDARD_DOMAINS or not node.inputs or not node.outputs:
             continue
         source = unchanged_input(node, types, model.graph.opset, fixed)
         if source is None:
@@ -213,7 +213,7 @@ def _merge_nodes(model: Model, graph: Graph, path: str, done: Counter[str]) -> N
 
 def _meaning(node: Node) -> Any:
     """What ``node`` computes, as a key; None where two of its kind may differ."""
-    if node.domain not in _STANDARD or node.op in _RANDOM or not node.outputs:
+    if node.domain not in STANDARD_DOMAINS or node.op in _RANDOM or not node.outputs:
         return None
     if node.outputs[0].is_empty():
         return None

@@ -22,7 +22,7 @@ from onnxslim_tk.graph.model import Model, Tensor
 from onnxslim_tk.graph.opset import obstacle_to, raise_opset
 from onnxslim_tk.graph.qdq import gather_rows
 from onnxslim_tk.graph.sharing import by_weight, read_alike
-from onnxslim_tk.graph.weight_grid import WeightGrid, weight_grid
+from onnxslim_tk.graph.weight_grid import WeightGrid
 from onnxslim_tk.kernels.least_squares import relative_error
 from onnxslim_tk.kernels.ranges import expected_error
 from onnxslim_tk.packing import packed_bytes
@@ -85,7 +85,7 @@ class DynamicInt8:
                 continue
             by_row = any(layer.kind == "Gather" for layer in sharers)
             for layer in sharers:
-                grid = weight_grid(layer)
+                grid = context.grids.of(layer)
                 if layer.kind == "Gather":
                     gather_rows(model, layer, grid)
                     continue
@@ -132,7 +132,7 @@ def _came_scaled(model: Model, layer: Layer) -> bool:
 def _row(method: str, sharers: Sequence[Layer], context: Context) -> Proposal | None:
     """The row for all readers of one weight, or None where it saves nothing."""
     layer = sharers[0]
-    grid = weight_grid(layer)
+    grid = context.grids.of(layer)
     saved = packed_bytes(layer.weight) if layer.is_dense else packed_bytes(layer.stored.values)
     saved -= packed_bytes(grid.values) + len(sharers) * _OVERHEAD
     saved -= grid.scales.nbytes if layer.is_dense else 0

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.edit import output_names
-from onnxslim_tk.graph.layers import Layer, layers
+from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
-from onnxslim_tk.plan.readers import chosen_layers
+from onnxslim_tk.plan.readers import by_layer, chosen_layers
 from onnxslim_tk.recover.bias import moments_of, shift_bytes, shift_means
 from onnxslim_tk.recover.factors import (
     Factors,
@@ -64,15 +64,11 @@ class Factorize:
     def propose(self, model: Model, context: Context) -> Iterator[Proposal | Refusal]:
         """One row a layer with the share asked for, then a quarter and half way back to 1."""
         outputs = output_names(model)
-        for layer in layers(model):
-            tuned = context.tuned(self, layer.names)
-            if tuned is None:
-                continue
-            reason = _refusal(layer)
-            if reason:
-                yield Refusal(layer.id, self.name, reason)
-            else:
-                yield from _rows(tuned, layer, context, outputs)
+
+        def rows(tuned: Factorize, layer: Layer) -> Iterator[Proposal | Refusal]:
+            return _rows(tuned, layer, context, outputs)
+
+        yield from by_layer(self, model, context, lambda _, layer: _refusal(layer), rows)
 
     def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
         """Split the chosen layers to the kind and rank in their rows' details."""

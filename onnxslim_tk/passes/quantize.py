@@ -15,7 +15,7 @@ from onnxslim_tk.graph.opset import obstacle_to, raise_opset
 from onnxslim_tk.graph.qdq import gather_rows, write_regions
 from onnxslim_tk.graph.regions import find_regions
 from onnxslim_tk.graph.sharing import read_alike
-from onnxslim_tk.graph.weight_grid import WeightGrid, weight_grid
+from onnxslim_tk.graph.weight_grid import WeightGrid
 from onnxslim_tk.kernels.least_squares import relative_error
 from onnxslim_tk.kernels.ranges import METHODS, expected_error, mse_range
 from onnxslim_tk.measure.observe import Statistics
@@ -110,7 +110,7 @@ class Quantize:
             if row is None:
                 continue
             tuned = context.tuned(self, layer.names) or self
-            grid = weight_grid(layer, tuned.weight_bits)
+            grid = context.grids.of(layer, tuned.weight_bits)
             if layer.kind == "Gather":
                 gather_rows(model, layer, grid)
                 continue
@@ -203,7 +203,7 @@ def _refusal(sharers: Sequence[Layer]) -> str:
 def _rows(tuned: Quantize, sharers: Sequence[Layer], context: Context) -> Iterator[Proposal]:
     """Rows for the layers that read one weight: mostly one, else all of them at once."""
     layer, ids = sharers[0], tuple(layer.id for layer in sharers)
-    grid = weight_grid(layer, tuned.weight_bits)
+    grid = context.grids.of(layer, tuned.weight_bits)
     before = packed_bytes(layer.weight) if layer.is_dense else packed_bytes(grid.values)
     if not layer.is_dense:
         before += grid.scales.nbytes + _FLOAT_OVERHEAD

@@ -13,7 +13,7 @@ from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
-from onnxslim_tk.plan.readers import chosen_layers
+from onnxslim_tk.plan.readers import by_layer, chosen_layers
 from onnxslim_tk.recover.bias import keeps_mean, moments_of, shift_bytes, shift_means
 from onnxslim_tk.recover.codebook import INT8, CodebookFit, Effort, is_pruned
 from onnxslim_tk.recover.feedback import Codebook
@@ -58,35 +58,35 @@ class Share:
     def propose(self, model: Model, context: Context) -> Iterator[Proposal | Refusal]:
         """One row a layer with the codebook asked for, then finer ones."""
         outputs = output_names(model)
-        found = list(layers(model))
-        ends = end_nodes(model, found)
-        for layer in found:
-            tuned = context.tuned(self, layer.names)
-            if tuned is None:
-                continue
-            reason = _refusal(layer, tuned)
-            if reason:
-                yield Refusal(layer.id, self.name, reason)
-            else:
-                yield from _rows(tuned, layer, context, outputs, id(layer.node) in ends)
+        ends = end_nodes(model, list(layers(model)))
+
+        def rows(tuned: Share, layer: Layer) -> Iterator[Proposal | Refusal]:
+            return _rows(tuned, layer, context, outputs, id(layer.node) in ends)
+
+        yield from by_layer(self, model, context, _refusal, rows)
 
     def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
         """Give the chosen layers values of the codebooks in their rows' details."""
         outputs = output_names(model)
-        for layer, row in chosen_layers(model, chosen):
-            tuned = context.tuned(self, layer.names) or self
-            book = _book(row.details)
-            fit = _fit(tuned, layer, context, outputs)
-            values, scales = fit.round(book)
+        found = chosen_layers(model, chosen)
+
+        def rounded(pair: tuple[Layer, Proposal]) -> tuple[CodebookFit, Any, Any]:
+            layer, row = pair
+            fit = _fit(context.tuned(self, layer.names) or self, layer, context, outputs)
+            return fit, *fit.round(_book(row.details))
+
+        for (layer, row), (fit, values, scales) in zip(
+            found, context.each(f"{self.name}: round", rounded, found), strict=True
+        ):
             after = fit.rebuilt(values, scales)
-            if book.unit is None:
+            if _book(row.details).unit is None:
                 layer.set_dense(model, values)
             else:
                 layer.set_scaled(model, values, scales)
             shift_means(model, layer, fit.matrix, after, context.statistics, outputs)
 
 
-def _refusal(layer: Layer, tuned: Share) -> str:
+def _refusal(tuned: Share, layer: Layer) -> str:
     reason = layer.obstacle(_SMALLEST)
     if reason:
         return reason

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.edit import output_names
-from onnxslim_tk.graph.layers import Layer, layers
+from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.kernels.grouped import grouped_error, grouped_masked_refit
 from onnxslim_tk.kernels.sparsity import magnitude_mask, magnitude_threshold
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
-from onnxslim_tk.plan.readers import chosen_layers
+from onnxslim_tk.plan.readers import chosen_layers, suited
 from onnxslim_tk.recover.bias import moments_of, shift_bytes, shift_means
 
 Floats = NDArray[np.float64]
@@ -52,20 +52,16 @@ class Sparsify:
 
     def propose(self, model: Model, context: Context) -> Iterator[Proposal | Refusal]:
         """One row a layer with the sparsity asked for, then two thirds and one third of it."""
-        found: list[tuple[Layer, Sparsify]] = []
-        for layer in layers(model):
-            tuned = context.tuned(self, layer.names)
-            if tuned is None:
-                continue
-            reason = layer.obstacle(_SMALLEST)
-            if reason:
-                yield Refusal(layer.id, self.name, reason)
-            else:
-                found.append((layer, tuned))
-        shares = _shares(found)
         outputs = output_names(model)
-        for (layer, tuned), wanted in zip(found, shares, strict=True):
-            yield from _rows(tuned, layer, wanted, context, outputs)
+
+        def rows(pair: tuple[tuple[Sparsify, Layer], list[float]]) -> list[Proposal | Refusal]:
+            return list(_rows(*pair[0], pair[1], context, outputs))
+
+        found, refusals = suited(self, model, context, lambda _, layer: layer.obstacle(_SMALLEST))
+        yield from refusals
+        wanted = list(zip(found, _shares(found), strict=True))
+        for each in context.each(f"{self.name}: propose", rows, wanted):
+            yield from each
 
     def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
         """Prune the chosen layers to the share of zeros in their rows' details."""
@@ -84,15 +80,15 @@ class Sparsify:
             layer.set_dense(model, layer.from_matrix(after))
 
 
-def _shares(found: Sequence[tuple[Layer, Sparsify]]) -> list[list[float]]:
+def _shares(found: Sequence[tuple[Sparsify, Layer]]) -> list[list[float]]:
     """For every layer the share of zeros at the sparsity asked for and at the milder ones."""
-    shares = [[t.sparsity * f for f in (1.0, *_MILDER)] for _, t in found]
+    shares = [[t.sparsity * f for f in (1.0, *_MILDER)] for t, _ in found]
     pools: dict[Sparsify, list[int]] = {}
-    for k, (_, tuned) in enumerate(found):
+    for k, (tuned, _) in enumerate(found):
         if tuned.scope == "global":
             pools.setdefault(tuned, []).append(k)
     for tuned, members in pools.items():
-        magnitudes = [_relative_magnitudes(found[k][0]) for k in members]
+        magnitudes = [_relative_magnitudes(found[k][1]) for k in members]
         for j, factor in enumerate((1.0, *_MILDER)):
             sparsity = tuned.sparsity * factor
             threshold = magnitude_threshold(magnitudes, sparsity) if sparsity else -1.0

@@ -10,12 +10,15 @@ from typing import Final
 from onnxslim_tk.errors import CalibrationError, SessionError
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.graph.stored import Stored
+from onnxslim_tk.graph.weight_grid import WeightGrids
 from onnxslim_tk.measure.foreign import Operator, foreign_operators, runnable_part
 from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.measure.runtime import Feed, Session, TensorInfo, is_big
 from onnxslim_tk.measure.samples import Samples, Split, random_feed, split
+from onnxslim_tk.measure.threads import Threads
 from onnxslim_tk.measure.validate import Faithfulness, faithfulness
 from onnxslim_tk.packing import PackedTensor
+from onnxslim_tk.pipeline.cache import digest, key_of, surroundings
 from onnxslim_tk.pipeline.files import packed, provenance, unchanged
 from onnxslim_tk.pipeline.options import Options
 from onnxslim_tk.pipeline.stages import Chooser, Memory, Setting, carry_out
@@ -64,6 +67,7 @@ class Workshop:
         self.recipe, self.samples, self.options = recipe, samples, options
         self.name = name
         self._memory = Memory()
+        self._grids = WeightGrids()
 
     @cached_property
     def foreign(self) -> list[Operator]:
@@ -108,6 +112,21 @@ class Workshop:
             return None, str(error)
         return feed, ""
 
+    @cached_property
+    def _origin(self) -> str:
+        """What all attempts follow from, as a key of the cache; empty without one."""
+        if self.options.cache is None:
+            return ""
+        samples = None if self.parts is None else digest(self.parts.calibrate.feeds)
+        return key_of(
+            surroundings(),
+            self.data.sha256,
+            self.recipe.exclude,
+            self.options.target,
+            self.options.seed,
+            samples,
+        )
+
     def attempt(self, choose: Chooser, steps: int) -> Attempt:
         """One pass through all stages with the rows that ``choose`` picks, packed."""
         setting = Setting(
@@ -117,6 +136,10 @@ class Workshop:
             self.feed,
             self.options.seed,
             self.options.progress,
+            self._grids,
+            Threads(self.options.jobs),
+            self.options.cache,
+            self._origin,
         )
         model, stages = carry_out(self.model, setting, choose, self._memory)
         origin = provenance(self.model, VERSION, self.options.seed, recipe_data(self.recipe))

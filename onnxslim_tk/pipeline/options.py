@@ -8,15 +8,12 @@ from onnxslim_tk.measure.images import ImageOptions
 from onnxslim_tk.measure.kinds import OutputKind
 from onnxslim_tk.measure.metrics import Metric
 from onnxslim_tk.measure.samples import Samples
-from onnxslim_tk.measure.validate import Progress
+from onnxslim_tk.measure.validate import Progress, silent
+from onnxslim_tk.pipeline.cache import Cache
 from onnxslim_tk.plan.budget import Budget
 from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU, Target
 
 PathLike = str | os.PathLike[str]
-
-
-def silent(step: str, done: int, total: int) -> None:
-    """Report no progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +22,8 @@ class Options:
 
     ``calibration`` is a path to samples, or samples; ``limit`` the most of them that are used;
     ``kinds`` settles the kind of outputs by name; ``budget`` None takes the recipe's;
+    ``jobs`` is the number of threads, -1 for all processors: results don't depend on it,
+    nor on ``cache``, which keeps what was found for other runs;
     ``in_place`` lets the result take the place of the source.
     """
 
@@ -37,4 +36,6 @@ class Options:
     seed: int = 0
     target: Target = ONNXRUNTIME_CPU
     progress: Progress = silent
+    jobs: int = 1
+    cache: Cache | None = None
     in_place: bool = False

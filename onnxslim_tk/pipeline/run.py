@@ -27,7 +27,7 @@ from onnxslim_tk.pipeline.options import Options, PathLike
 from onnxslim_tk.pipeline.search import Search
 from onnxslim_tk.pipeline.stages import following
 from onnxslim_tk.plan.budget import Budget
-from onnxslim_tk.plan.plan import Plan, read_plan
+from onnxslim_tk.plan.plan import Plan, StagePlan, read_plan
 from onnxslim_tk.plan.recipe import Recipe, read_recipe
 from onnxslim_tk.report.outcome import Report
 from onnxslim_tk.writing import check_place
@@ -80,12 +80,15 @@ def _settled(shop: Workshop, started: float) -> tuple[Attempt, Report]:
 
 
 def plan(source: PathLike, recipe: str | Recipe = "balanced", options: Options = _PLAIN) -> Plan:
-    """What :func:`optimize` would do, as rows to read and edit; writes nothing.
+    """What :func:`optimize` does, as rows to read and edit; writes nothing.
 
-    The samples for judging have no say in it: where they refuse the result, optimize hands over
-    something safer.
+    The samples for judging have their say as there: what they refuse gives way to something safer.
+    Where nothing is better than the original, no stage has rows.
     """
-    return Search(_open(Path(source), recipe, options, None)).best().plan
+    shop = _open(Path(source), recipe, options, None)
+    attempt, _ = _settled(shop, time.process_time())
+    stages = attempt.plan.stages or tuple(StagePlan(s.name, ()) for s in shop.recipe.stages)
+    return replace(attempt.plan, stages=stages)
 
 
 def apply(

@@ -201,7 +201,7 @@ class Search:
     def _measured(self) -> Measured:
         parts = self._shop.parts
         feeds = () if parts is None else parts.calibrate.feeds
-        return Measured(feeds, self._shop.options.progress)
+        return Measured(feeds)
 
     @cached_property
     def _stepping(self) -> Stepping:

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from onnxslim_tk.graph.model import Model
+from onnxslim_tk.pipeline.stages import Begun
 from onnxslim_tk.pipeline.stepping import Measured
 from onnxslim_tk.plan.knapsack import alternatives
 from onnxslim_tk.plan.policy import asked_for, trimmed
-from onnxslim_tk.plan.proposal import Context, Proposal
+from onnxslim_tk.plan.proposal import Proposal
 from onnxslim_tk.plan.recipe import Stage
 from onnxslim_tk.plan.sizing import is_graded, sized
 
@@ -26,14 +27,14 @@ class Sizing:
         self._measured = measured
 
     def __call__(
-        self, stage: Stage, proposals: Sequence[Proposal], model: Model, context: Context
+        self, stage: Stage, proposals: Sequence[Proposal], model: Model, begun: Begun
     ) -> list[Proposal]:
         """One setting for every target."""
         groups = [g for g in alternatives(proposals) if is_graded(g) and g[0].error > 0]
         if groups:
             first = [group[0] for group in groups]
             asked = {group[0].targets: group[0].bytes_saved for group in groups}
-            known = self._measured.rows(stage, proposals, first, model, context)
+            known = self._measured.rows(stage, proposals, first, model, begun)
             chosen = sized(known, self.extra)
             for _ in range(_ROUNDS):
                 # Of coarser settings those are taken whose errors are foretold too small.
@@ -44,11 +45,11 @@ class Sizing:
                 ]
                 if not coarser:
                     break
-                known = self._measured.rows(stage, proposals, coarser, model, context)
+                known = self._measured.rows(stage, proposals, coarser, model, begun)
                 chosen = sized(known, self.extra)
             return chosen
         rows = [g for g in alternatives(proposals) if len(g) > 1 and g[0].cost_saved > 0]
         if not rows:
             return asked_for(proposals)
         first = [group[0] for group in rows]
-        return trimmed(self._measured.rows(stage, proposals, first, model, context))
+        return trimmed(self._measured.rows(stage, proposals, first, model, begun))

@@ -1,21 +1,39 @@
 """Carrying a recipe out, stage by stage: observe, propose, choose, apply."""
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Final, Protocol
 
 from onnxslim_tk.errors import RecipeError, SessionError
 from onnxslim_tk.graph.edit import drop_unused
 from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.model import Model
+from onnxslim_tk.graph.weight_grid import WeightGrids
 from onnxslim_tk.measure.observe import Statistics, observe, observed_shapes
 from onnxslim_tk.measure.runtime import Feed
 from onnxslim_tk.measure.samples import Samples
+from onnxslim_tk.measure.threads import Threads, one_thread_each
 from onnxslim_tk.measure.validate import Progress
+from onnxslim_tk.pipeline.cache import Cache, key_of
+from onnxslim_tk.pipeline.kept import (
+    Offers,
+    model_arrays,
+    model_of,
+    offers_arrays,
+    offers_of,
+    rows_of,
+)
 from onnxslim_tk.plan.plan import Plan, StagePlan
 from onnxslim_tk.plan.proposal import Context, Proposal, Refusal, matches
 from onnxslim_tk.plan.recipe import Recipe, Stage
 from onnxslim_tk.plan.targets import Target
+
+# Processor time of a stage from which on its model is kept, and the bytes up to which it is. Time
+# decides here on nothing but time.
+_WORTH_KEEPING: Final = 0.2
+_BIGGEST_KEPT: Final = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +41,8 @@ class Setting:
     """What stages work with beside the model.
 
     ``samples`` are those for calibration, None without; ``feed`` is one run's inputs for shapes,
-    made up where there are no samples.
+    made up where there are no samples. ``cache`` keeps what is found for other runs, ``origin`` is
+    the key there of the model and the samples.
     """
 
     recipe: Recipe
@@ -32,36 +51,84 @@ class Setting:
     feed: Feed | None
     seed: int
     progress: Progress
+    grids: WeightGrids = field(default_factory=WeightGrids)
+    threads: Threads = field(default_factory=Threads)
+    cache: Cache | None = None
+    origin: str = ""
 
 
 class Chooser(Protocol):
     """Picks rows from a stage's proposals."""
 
     def __call__(
-        self, stage: Stage, proposals: Sequence[Proposal], model: Model, context: Context
+        self, stage: Stage, proposals: Sequence[Proposal], model: Model, begun: "Begun"
     ) -> list[Proposal]:
         """The rows to be carried out."""
         ...
 
 
-@dataclass(slots=True)
-class _Round:
-    """One stage as it was last carried out: what it began with, and what came of it."""
+class Begun:
+    """A stage that has begun: the model as it is, and what is proposed for it.
 
-    before: Model
-    reference: Model | None
-    context: Context
-    proposals: list[Proposal]
-    refusals: list[Refusal]
-    rows: list[Proposal] | None = None
-    after: Model | None = None
+    ``key`` tells what all of it follows from. What the cache holds is not worked out again.
+    """
+
+    def __init__(
+        self, before: Model, stage: Stage, setting: Setting, reference: Model | None, key: str
+    ) -> None:
+        self.before, self.reference, self.key = before, reference, key
+        self.cache = setting.cache
+        self._stage, self._setting = stage, setting
+        started = time.process_time()
+        self.proposals, self.refusals = self._offers()
+        self._seconds = time.process_time() - started
+        self.rows: list[Proposal] | None = None
+        self.after: Model | None = None
+
+    @cached_property
+    def context(self) -> Context:
+        """What passes work with; the samples are run when it is first asked for."""
+        return _context(self.before, self._stage, self._setting, self.reference)
+
+    @property
+    def after_key(self) -> str:
+        """The key of what follows from the model after the stage."""
+        return key_of("after", self.key, rows_of(self.rows or ()))
+
+    def _offers(self) -> Offers:
+        key = key_of("offers", self.key)
+        found = None if self.cache is None else self.cache.load(key, offers_of)
+        if found is not None:
+            return found
+        step = f"{self._stage.name}: propose"
+        self._setting.progress(step, 0, 1)
+        offers = _propose(self.before, self._stage, self.context)
+        self._setting.progress(step, 1, 1)
+        if self.cache is not None:
+            self.cache.save(key, offers_arrays(offers))
+        return offers
+
+    def carry_out(self, rows: list[Proposal]) -> None:
+        """Let ``after`` be the model with ``rows`` carried out."""
+        self.rows = rows
+        key = self.after_key
+        self.after = None if self.cache is None else self.cache.load(key, model_of)
+        if self.after is not None:
+            return
+        started = time.process_time()
+        # A copy, since that is what comes out of the cache: the order of what is alike may differ.
+        self.after = _applied(self, rows, self._stage, self._setting).copy()
+        self._seconds += time.process_time() - started
+        small = self.before.source_bytes < _BIGGEST_KEPT
+        if self.cache is not None and small and self._seconds > _WORTH_KEEPING:
+            self.cache.save(key, model_arrays(self.after))
 
 
 class Memory:
     """The rounds of the last attempt; one that begins alike needs none of them again."""
 
     def __init__(self) -> None:
-        self.rounds: list[_Round] = []
+        self.rounds: list[Begun] = []
 
 
 def carry_out(
@@ -72,33 +139,48 @@ def carry_out(
     ``model`` is only read. ``memory`` is that of attempts on the same model with the same setting.
     """
     check_patterns(model, setting.recipe)
+    with one_thread_each():
+        return _carried_out(model, setting, choose, memory)
+
+
+def _carried_out(
+    model: Model, setting: Setting, choose: Chooser, memory: Memory | None
+) -> tuple[Model, tuple[StagePlan, ...]]:
     rounds = [] if memory is None else memory.rounds
     reference: Model | None = None
+    key = setting.origin
     done = []
     for k, stage in enumerate(setting.recipe.stages):
-        current = rounds[k] if k < len(rounds) else _begin(model, stage, setting, reference)
-        rows = choose(stage, current.proposals, current.before, current.context)
+        if k < len(rounds):
+            current = rounds[k]
+        else:
+            key = _stage_key(stage, setting, key)
+            current = Begun(model, stage, setting, reference, key)
+        rows = choose(stage, current.proposals, current.before, current)
         if current.after is None or rows != current.rows:
             del rounds[k:]
-            current.rows, current.after = rows, _applied(current, rows, stage, setting)
+            current.carry_out(rows)
             if memory is not None:
                 rounds.append(current)
-        model, reference = current.after, current.reference
+        assert current.after is not None
+        model, reference, key = current.after, current.reference, current.after_key
         if reference is None and setting.samples is not None and any(r.error > 0 for r in rows):
             reference = current.before
         done.append(StagePlan(stage.name, tuple(rows), tuple(current.refusals)))
     return model, tuple(done)
 
 
-def _begin(model: Model, stage: Stage, setting: Setting, reference: Model | None) -> _Round:
-    context = _context(model, stage, setting, reference)
-    setting.progress(f"{stage.name}: propose", 0, 1)
-    proposals, refusals = _propose(model, stage, context)
-    setting.progress(f"{stage.name}: propose", 1, 1)
-    return _Round(model, reference, context, proposals, refusals)
+def _stage_key(stage: Stage, setting: Setting, before: str) -> str:
+    """The key of a stage that begins with what ``before`` stands for."""
+    names = [method.name for method in stage.passes]
+    overrides = [
+        (pattern, sorted((name, values[name]) for name in names if name in values))
+        for pattern, values in setting.recipe.layers
+    ]
+    return key_of("stage", before, stage.passes, [o for o in overrides if o[1]])
 
 
-def _applied(current: _Round, rows: Sequence[Proposal], stage: Stage, setting: Setting) -> Model:
+def _applied(current: Begun, rows: Sequence[Proposal], stage: Stage, setting: Setting) -> Model:
     """A copy of what the stage began with, with ``rows`` carried out."""
     model = current.before.copy()
     for method in stage.passes:
@@ -135,6 +217,9 @@ def _context(model: Model, stage: Stage, setting: Setting, reference: Model | No
         exclude=setting.recipe.exclude,
         seed=setting.seed,
         reference=reference,
+        grids=setting.grids,
+        threads=setting.threads,
+        progress=lambda step, done, total: setting.progress(f"{stage.name}: {step}", done, total),
     )
 
 
@@ -178,7 +263,7 @@ def following(plan: Plan) -> Chooser:
     rows = {stage.stage: stage.rows for stage in plan.stages}
 
     def choose(
-        stage: Stage, proposals: Sequence[Proposal], model: Model, context: Context
+        stage: Stage, proposals: Sequence[Proposal], model: Model, begun: Begun
     ) -> list[Proposal]:
         possible = {(p.method, p.targets, p.setting): p for p in proposals}
         chosen = []

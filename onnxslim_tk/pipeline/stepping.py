@@ -9,10 +9,13 @@ import numpy as np
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.measure.runtime import Feed
-from onnxslim_tk.measure.validate import Progress
+from onnxslim_tk.pipeline.cache import Arrays, as_text, from_text
+from onnxslim_tk.pipeline.cache import key_of as content_key
+from onnxslim_tk.pipeline.kept import rows_of
+from onnxslim_tk.pipeline.stages import Begun
 from onnxslim_tk.plan.knapsack import alternatives
 from onnxslim_tk.plan.policy import Key, asked_for, key_of, rescaled, trimmed, within
-from onnxslim_tk.plan.proposal import Context, Pass, Proposal
+from onnxslim_tk.plan.proposal import Pass, Proposal
 from onnxslim_tk.plan.recipe import Stage
 
 TOLERANCES: Final = (0.5, 0.25, 0.1, 0.03, 0.01, 0.0)
@@ -28,7 +31,7 @@ class Asking:
     """Takes every setting as it was asked for."""
 
     def __call__(
-        self, stage: Stage, proposals: Sequence[Proposal], model: Model, context: Context
+        self, stage: Stage, proposals: Sequence[Proposal], model: Model, begun: Begun
     ) -> list[Proposal]:
         """The asked-for row of every target."""
         return asked_for(proposals)
@@ -37,11 +40,10 @@ class Asking:
 class Measured:
     """Errors of rows, each probed alone, once; kept by method, targets and setting."""
 
-    def __init__(self, feeds: Sequence[Feed], progress: Progress) -> None:
+    def __init__(self, feeds: Sequence[Feed]) -> None:
         size = sum(np.asarray(value).size for value in feeds[0].values()) if feeds else 0
         count = min(max(_ENOUGH_VALUES // max(size, 1), _FEWEST_SAMPLES), _MOST_SAMPLES)
         self._feeds = feeds[:count]
-        self._progress = progress
         self._errors: dict[Key, float] = {}
 
     def __getitem__(self, row: Proposal) -> float:
@@ -54,29 +56,54 @@ class Measured:
         proposals: Sequence[Proposal],
         wanted: Sequence[Proposal],
         model: Model,
-        context: Context,
+        begun: Begun,
     ) -> list[Proposal]:
         """``proposals`` with the errors of ``wanted`` measured, and the others' scaled to them."""
         missing = [row for row in wanted if key_of(row) not in self._errors]
         if missing and self._feeds:
-            self._probe(stage, missing, model, context)
+            kept = self._kept(begun)
+            for row in missing:
+                if (known := kept.get(_named(row))) is not None:
+                    self._errors[key_of(row)] = known
+            missing = [row for row in missing if key_of(row) not in self._errors]
+        if missing and self._feeds:
+            self._probe(stage, missing, model, begun)
+            if begun.cache is not None:
+                found = {_named(row): self._errors.get(key_of(row)) for row in missing}
+                both = kept | {name: error for name, error in found.items() if error is not None}
+                begun.cache.save(_errors_key(begun), {"errors": as_text(both)})
         return rescaled(proposals, self._errors)
 
-    def _probe(
-        self, stage: Stage, rows: Sequence[Proposal], model: Model, context: Context
-    ) -> None:
+    def _kept(self, begun: Begun) -> dict[str, float]:
+        """Errors that the cache holds of this stage's rows."""
+        found = None if begun.cache is None else begun.cache.load(_errors_key(begun), _errors_of)
+        return {} if found is None else found
+
+    def _probe(self, stage: Stage, rows: Sequence[Proposal], model: Model, begun: Begun) -> None:
         # What a row does alone needs no tuning of its surroundings.
-        context = replace(context, feeds=())
+        context = replace(begun.context, feeds=())
         probe = Probe(model, self._feeds)
         if not probe.measures:
             return
         methods: dict[str, Pass] = {method.name: method for method in stage.passes}
-        for k, row in enumerate(rows):
-            self._progress(f"{stage.name}: measure each row", k, len(rows))
-            method = methods[row.method]
-            error = probe.error(lambda twin, m=method, r=row: m.apply(twin, [r], context))  # type: ignore[misc]
-            self._errors[key_of(row)] = min(error, 1e9)
-        self._progress(f"{stage.name}: measure each row", len(rows), len(rows))
+
+        def error(row: Proposal) -> float:
+            return probe.error(lambda twin: methods[row.method].apply(twin, [row], context))
+
+        for row, found in zip(rows, context.each("measure each row", error, rows), strict=True):
+            self._errors[key_of(row)] = min(found, 1e9)
+
+
+def _errors_key(begun: Begun) -> str:
+    return content_key("errors", begun.key)
+
+
+def _errors_of(arrays: Arrays) -> dict[str, float]:
+    return {str(name): float(error) for name, error in from_text(arrays["errors"]).items()}
+
+
+def _named(row: Proposal) -> str:
+    return rows_of([row])
 
 
 class Stepping:
@@ -91,7 +118,7 @@ class Stepping:
         self._measured = measured
 
     def __call__(
-        self, stage: Stage, proposals: Sequence[Proposal], model: Model, context: Context
+        self, stage: Stage, proposals: Sequence[Proposal], model: Model, begun: Begun
     ) -> list[Proposal]:
         """Rows within the present share, chosen by the knapsack, or the trimmed ones."""
         groups = [group for group in alternatives(proposals) if group[0].error > 0]
@@ -100,8 +127,8 @@ class Stepping:
         if not groups:
             return asked_for(proposals)
         first = [group[0] for group in groups]
-        self._measured.rows(stage, proposals, first, model, context)
-        known = self._measured.rows(stage, proposals, self._milder(groups), model, context)
+        self._measured.rows(stage, proposals, first, model, begun)
+        known = self._measured.rows(stage, proposals, self._milder(groups), model, begun)
         if self.share is None:
             return trimmed(known)
         total = sum(group[0].error for group in alternatives(known) if group[0].error < 1e9)
@@ -119,7 +146,7 @@ class Stepping:
 
 
 def lossless(
-    stage: Stage, proposals: Sequence[Proposal], model: Model, context: Context
+    stage: Stage, proposals: Sequence[Proposal], model: Model, begun: Begun
 ) -> list[Proposal]:
     """Only rows that change no output."""
     return asked_for([row for row in proposals if row.error == 0])

@@ -1,14 +1,17 @@
 """Proposals: rows of plain data that say what a method would do, save and cost."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.model import Model
+from onnxslim_tk.graph.weight_grid import WeightGrids
 from onnxslim_tk.measure.observe import Statistics
 from onnxslim_tk.measure.runtime import Feed
+from onnxslim_tk.measure.threads import Item, Result, Threads
+from onnxslim_tk.measure.validate import Progress, silent
 from onnxslim_tk.plan.targets import Target
 
 Observable = Literal["mean", "covariance", "range", "channels"]
@@ -79,7 +82,8 @@ class Context:
     ``overrides`` are a recipe's per-layer settings, pattern and values by method, in order;
     ``statistics`` is None without samples; ``feeds`` are those for calibration; ``shapes`` are
     those seen in a run, by tensor name. ``reference`` is the model as it was before the first row
-    that loses anything, None where that is the model itself.
+    that loses anything, None where that is the model itself. ``grids`` remembers what was found of
+    weights; ``threads`` and ``progress`` are for work on many layers.
     """
 
     target: Target
@@ -90,6 +94,17 @@ class Context:
     exclude: tuple[str, ...] = ()
     seed: int = 0
     reference: Model | None = None
+    grids: WeightGrids = field(default_factory=WeightGrids)
+    threads: Threads = field(default_factory=Threads)
+    progress: Progress = silent
+
+    def each(
+        self, step: str, call: Callable[[Item], Result], items: Sequence[Item]
+    ) -> Iterator[Result]:
+        """What ``call`` gives for each item, in their order; ``step`` names it for progress."""
+        for done, found in enumerate(self.threads.each(call, items)):
+            self.progress(step, done, len(items))
+            yield found
 
     def tuned(self, method: AnyPass, names: Sequence[str]) -> AnyPass | None:
         """``method`` with the settings for a layer of these names; None if it is to be left out.

@@ -1,6 +1,6 @@
 """Rows and the layers that they are for: one decision for all layers that read a weight."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
@@ -27,6 +27,42 @@ def offered(
         for layer, found in zip(sharers, settings, strict=True):
             if found is not None:
                 yield Refusal(layer.id, method.name, reason)  # type: ignore[attr-defined]
+
+
+def suited(
+    method: AnyPass,
+    model: Model,
+    context: Context,
+    refusal: Callable[[AnyPass, Layer], str],
+) -> tuple[list[tuple[AnyPass, Layer]], list[Refusal]]:
+    """The layers that ``refusal`` has no reason against, each with its settings; the refusals."""
+    found: list[tuple[AnyPass, Layer]] = []
+    refusals = []
+    for layer in layers(model):
+        tuned = context.tuned(method, layer.names)
+        if tuned is None:
+            continue
+        reason = refusal(tuned, layer)
+        if reason:
+            refusals.append(Refusal(layer.id, method.name, reason))  # type: ignore[attr-defined]
+        else:
+            found.append((tuned, layer))
+    return found, refusals
+
+
+def by_layer(
+    method: AnyPass,
+    model: Model,
+    context: Context,
+    refusal: Callable[[AnyPass, Layer], str],
+    rows: Callable[[AnyPass, Layer], Iterable[Proposal | Refusal]],
+) -> Iterator[Proposal | Refusal]:
+    """The rows of every layer that is suited, and the refusals of those that aren't."""
+    found, refusals = suited(method, model, context, refusal)
+    yield from refusals
+    step = f"{method.name}: propose"  # type: ignore[attr-defined]
+    for each in context.each(step, lambda pair: list(rows(*pair)), found):
+        yield from each
 
 
 def chosen_layers(model: Model, chosen: Sequence[Proposal]) -> list[tuple[Layer, Proposal]]:

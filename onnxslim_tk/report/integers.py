@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from onnxslim_tk.graph.domains import STANDARD_DOMAINS
 from onnxslim_tk.graph.edit import is_constant
 from onnxslim_tk.graph.layer import Layer
 from onnxslim_tk.graph.layers import layers_of
@@ -75,7 +76,7 @@ def layer_runs(result: Model, plan: Plan, sampled: bool) -> tuple[LayerRun, ...]
                 place = path + _settled(node, path, reasons.dynamic)
                 name = result.origins.get(place, (place,))[0]
                 found.append(LayerRun(name, kind, "int8"))
-            elif node.domain in (None, "", "ai.onnx"):
+            elif node.domain in STANDARD_DOMAINS:
                 found.extend(_float_or_int8(result, node, graph, path, reasons))
     return tuple(found)
 

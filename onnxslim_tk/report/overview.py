@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from onnxslim_tk.graph.domains import STANDARD_DOMAINS
 from onnxslim_tk.graph.edit import values_of
 from onnxslim_tk.graph.formats import number_formats
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model, bodies
 from onnxslim_tk.measure.size import parameters
 from onnxslim_tk.packing import entropy
-
-_STANDARD = (None, "", "ai.onnx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +87,7 @@ def overview(
     for _, graph in bodies(model.graph):
         for node in graph.nodes:
             operators[node.op] += 1
-            if node.domain not in _STANDARD:
+            if node.domain not in STANDARD_DOMAINS:
                 custom[f"{node.domain}.{node.op}"] += 1
     header = model.header
     inner = [view for view in views if view.in_body]

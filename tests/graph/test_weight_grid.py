@@ -5,7 +5,7 @@ import pytest
 
 from onnxslim_tk.graph import weight_grid as module
 from onnxslim_tk.graph.layers import layers
-from onnxslim_tk.graph.weight_grid import weight_grid
+from onnxslim_tk.graph.weight_grid import WeightGrids
 from onnxslim_tk.kernels.rounding import symmetric_scales
 from tests.models import mlp, normal, opened
 
@@ -21,27 +21,26 @@ def test_scales_are_searched_once_for_a_weight_and_anew_for_another(
 
     monkeypatch.setattr(module, "symmetric_scales", counted)
     model = opened(mlp())
-    layer = next(iter(layers(model)))
-    first = weight_grid(layer)
+    layer, grids = next(iter(layers(model))), WeightGrids()
+    first = grids.of(layer)
     first.scales[:] = 0
-    np.testing.assert_array_equal(weight_grid(layer).scales, weight_grid(layer).scales)
-    assert weight_grid(layer).scales.all()
+    np.testing.assert_array_equal(grids.of(layer).scales, grids.of(layer).scales)
+    assert grids.of(layer).scales.all()
     assert calls == [8]
-    weight_grid(layer, 7)
+    grids.of(layer, 7)
     layer.set_dense(model, normal(3, *layer.shape))
     changed = next(iter(layers(model)))
     expected = symmetric_scales(changed.by_channel(changed.weight)).astype(np.float32)
-    np.testing.assert_array_equal(weight_grid(changed).scales, expected)
+    np.testing.assert_array_equal(grids.of(changed).scales, expected)
     assert calls == [8, 7, 8]
 
 
 def test_nothing_is_remembered_of_weights_that_are_gone() -> None:
-    gc.collect()
-    before = len(module._known)
+    grids = WeightGrids()
     model = opened(mlp())
     for layer in layers(model):
-        weight_grid(layer)
-    assert len(module._known) > before
+        grids.of(layer)
+    assert len(grids) > 0
     del model, layer
     gc.collect()
-    assert len(module._known) <= before
+    assert len(grids) == 0
