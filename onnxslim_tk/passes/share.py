@@ -43,7 +43,8 @@ class Share:
     ``scaled`` puts them on whole numbers times one scale per output channel, which a later
     quantization keeps; otherwise they are floats. ``effort`` says how far rounding goes: ``quick``
     takes nearest values; ``normal`` lets the columns to come make up for each column's error (GPTQ,
-    Frantar et al., 2022) and refits and rounds once more, ``thorough`` four times. More than quick
+    Frantar et al., 2022) and refits and rounds once more; ``thorough`` does so four times, and
+    takes layers in turn, so that each makes up for what those before it have lost. More than quick
     needs samples. Exact zeros of a pruned weight stay zeros.
     """
 
