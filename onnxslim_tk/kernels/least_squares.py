@@ -96,6 +96,21 @@ def mean_shift(matrix: NDArray[Any], replaced: NDArray[Any], mean: NDArray[Any])
     return np.asarray(shift @ np.asarray(mean, np.float64), np.float64)
 
 
+def compensated(
+    matrix: NDArray[Any], second: NDArray[Any], lost: NDArray[Any], damping: float = 0.01
+) -> Floats:
+    """Weights ``(n, d)`` that give for inputs ``x`` what ``matrix`` gave for inputs ``r``.
+
+    ``second`` is ``E[x x^T]``, ``lost`` ``E[(r - x) x^T]``, both ``(d, d)``. The damping pulls
+    towards ``matrix``, which comes back where nothing is lost. Raises numpy.linalg.LinAlgError if
+    the damped ``second`` isn't positive definite.
+    """
+    weights = np.asarray(matrix, np.float64)
+    pull = weights @ np.asarray(lost, np.float64)
+    factor = cho_factor(damped(second, damping), lower=True, check_finite=False)
+    return np.asarray(weights + cho_solve(factor, pull.T, check_finite=False).T, np.float64)
+
+
 def shrinkage(covariance: NDArray[Any], count: int) -> float:
     """The damping that a covariance ``(d, d)`` of ``count`` samples needs, in (0, 1].
 

@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 _FETCH_BYTES: Final = 1 << 30
 _RANGE_VALUES: Final = 32768
-_FEWEST_ROWS: Final = 2000
+_FEWEST_ROWS: Final = 8000
 _MOST_ROWS: Final = 12000
 _ROWS_PER_COLUMN: Final = 4
 _DECODING: Final = ("Cast", "DequantizeLinear", "Mul", "Transpose")
@@ -237,6 +237,12 @@ class _Spread:
         return Channels(self.peak, self.total / self.count)
 
 
+def row_limit(layer: Layer, feeds: int) -> int:
+    """How many rows of a layer's input each of so many feeds should bring."""
+    cap = min(max(_ROWS_PER_COLUMN * row_width(layer), _FEWEST_ROWS), _MOST_ROWS)
+    return max(4, -(-cap // feeds))
+
+
 class _Rows:
     """Accumulates the moments of one layer's input rows."""
 
@@ -244,8 +250,7 @@ class _Rows:
         self.layer = layer
         self.covariance = covariance
         self.width = row_width(layer)
-        cap = min(max(_ROWS_PER_COLUMN * self.width, _FEWEST_ROWS), _MOST_ROWS)
-        self.cap = max(4, -(-cap // feeds))
+        self.cap = row_limit(layer, feeds)
         self.rng = np.random.default_rng(seed)
         self.count = 0
         self.total: Floats = np.zeros((layer.groups, self.width))

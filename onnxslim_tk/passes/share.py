@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.edit import output_names
@@ -14,11 +15,21 @@ from onnxslim_tk.graph.model import Model
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
 from onnxslim_tk.plan.readers import by_layer, chosen_layers
-from onnxslim_tk.recover.bias import keeps_mean, moments_of, shift_bytes, shift_means
+from onnxslim_tk.recover.bias import (
+    keeps_mean,
+    moments_of,
+    shift_bytes,
+    shift_means,
+    shift_outputs,
+)
 from onnxslim_tk.recover.codebook import INT8, CodebookFit, Effort, is_pruned
 from onnxslim_tk.recover.feedback import Codebook
+from onnxslim_tk.recover.sequential import compensating, in_turn, lost_means, moments_in
 
+Floats = NDArray[np.float64]
 _SMALLEST = 512
+# Fewer weights would not pay for a codebook of pairs.
+_ENOUGH_FOR_PAIRS = 8192
 # Entry counts that fill their codes: base-3 digits, planes of bits, bytes.
 _STEPS = (3, 4, 6, 8, 16, 32, 64, 256)
 # The Cast and the Mul that bring a scale, and the headers of the tensors between.
@@ -32,7 +43,8 @@ class Share:
     ``scaled`` puts them on whole numbers times one scale per output channel, which a later
     quantization keeps; otherwise they are floats. ``effort`` says how far rounding goes: ``quick``
     takes nearest values; ``normal`` lets the columns to come make up for each column's error (GPTQ,
-    Frantar et al., 2022) and refits and rounds once more, ``thorough`` four times. More than quick
+    Frantar et al., 2022) and refits and rounds once more; ``thorough`` does so four times, and
+    takes layers in turn, so that each makes up for what those before it have lost. More than quick
     needs samples. Exact zeros of a pruned weight stay zeros.
     """
 
@@ -68,22 +80,55 @@ class Share:
     def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
         """Give the chosen layers values of the codebooks in their rows' details."""
         outputs = output_names(model)
-        found = chosen_layers(model, chosen)
+        pairs = chosen_layers(model, chosen)
+        rows = {layer.id: row for layer, row in pairs}
+        later = [layer for layer, _ in pairs if self._comes_in_turn(layer, context)]
+        reference = model.copy() if later else model
+        waiting = {layer.id for layer in later}
+        first = [layer for layer, _ in pairs if layer.id not in waiting]
 
-        def rounded(pair: tuple[Layer, Proposal]) -> tuple[CodebookFit, Any, Any]:
-            layer, row = pair
+        def rounded(layer: Layer) -> tuple[CodebookFit, NDArray[Any], NDArray[Any]]:
             fit = _fit(context.tuned(self, layer.names) or self, layer, context, outputs)
-            return fit, *fit.round(_book(row.details))
+            return fit, *fit.round(_book(rows[layer.id].details))
 
-        for (layer, row), (fit, values, scales) in zip(
-            found, context.each(f"{self.name}: round", rounded, found), strict=True
+        for layer, (fit, values, scales) in zip(
+            first, context.each(f"{self.name}: round", rounded, first), strict=True
         ):
-            after = fit.rebuilt(values, scales)
-            if _book(row.details).unit is None:
-                layer.set_dense(model, values)
-            else:
-                layer.set_scaled(model, values, scales)
+            after = _put(model, layer, fit, values, scales, rows[layer.id])
             shift_means(model, layer, fit.matrix, after, context.statistics, outputs)
+        for layer, pair in in_turn(model, reference, later, context.feeds, context.seed):
+            matrix, centred = layer.matrix(), keeps_mean(layer, outputs)
+            target = compensating(matrix, pair, centred)
+            fit = CodebookFit(layer, moments_in(pair), "thorough", centred, target)
+            row = rows[layer.id]
+            after = _put(model, layer, fit, *fit.round(_book(row.details)), row)
+            shift_outputs(model, layer, lost_means(matrix, after, pair), outputs)
+
+    def _comes_in_turn(self, layer: Layer, context: Context) -> bool:
+        """Whether a layer is to make up for those before it, and samples show what they lost.
+
+        Zeros of a pruned weight could not stay.
+        """
+        tuned = context.tuned(self, layer.names) or self
+        seen = bool(context.feeds) and moments_of(layer, context.statistics) is not None
+        return tuned.effort == "thorough" and seen and not is_pruned(layer.weight)
+
+
+def _put(
+    model: Model,
+    layer: Layer,
+    fit: CodebookFit,
+    values: NDArray[Any],
+    scales: NDArray[Any],
+    row: Proposal,
+) -> Floats:
+    """Give the layer rounded values; what they stand for, as a matrix."""
+    after = fit.rebuilt(values, scales)
+    if _book(row.details).unit is None:
+        layer.set_dense(model, values)
+    else:
+        layer.set_scaled(model, values, scales)
+    return after
 
 
 def _refusal(tuned: Share, layer: Layer) -> str:
@@ -102,15 +147,17 @@ def _fit(tuned: Share, layer: Layer, context: Context, outputs: set[str]) -> Cod
     return CodebookFit(layer, moments, tuned.effort, keeps_mean(layer, outputs))
 
 
-def _levels(tuned: Share, is_end: bool) -> list[tuple[int, int]]:
+def _levels(tuned: Share, is_end: bool, paired: bool) -> list[tuple[int, int]]:
     """Clusters and dimensions: as asked for, what takes more bits a weight, then what takes less.
 
-    The first and the last layers of a model get nothing coarser.
+    ``paired`` lets pairs of values take as many bits. The first and the last layers of a model get
+    nothing coarser.
     """
     asked: tuple[int, int] = (tuned.clusters, tuned.dimensions)
     if tuned.dimensions == 1:
         coarser = [] if is_end else [(step, 1) for step in _STEPS[::-1] if step < tuned.clusters]
-        return [asked, *((step, 1) for step in _STEPS if step > tuned.clusters), *coarser]
+        pairs = [(tuned.clusters**2, 2)] if paired and 4 <= tuned.clusters <= 16 else []
+        return [asked, *pairs, *((step, 1) for step in _STEPS if step > tuned.clusters), *coarser]
     levels = [asked]
     width: int = tuned.dimensions if tuned.clusters < _STEPS[-1] else tuned.dimensions // 2
     while width > 1:
@@ -126,7 +173,8 @@ def _rows(
     extra = shift_bytes(layer, context.statistics, outputs)
     fit = _fit(tuned, layer, context, outputs)
     most = 0
-    for clusters, dimensions in _levels(tuned, is_end):
+    paired = _may_pair(layer, tuned, fit)
+    for clusters, dimensions in _levels(tuned, is_end, paired):
         if clusters < _STEPS[-1] and _is_unseen(layer, tuned, context):
             continue
         book = fit.fit(clusters, dimensions, tuned.scaled, context.seed)
@@ -151,6 +199,14 @@ def _rows(
         )
     if not most:
         yield Refusal(layer.id, tuned.name, "a codebook would not make the packed weight smaller")
+
+
+def _may_pair(layer: Layer, tuned: Share, fit: CodebookFit) -> bool:
+    """Whether pairs of values, at as many bits as single ones, can come nearer."""
+    splits = layer.size >= _ENOUGH_FOR_PAIRS and layer.size % 2 == 0
+    return (
+        tuned.dimensions == 1 and splits and not is_pruned(layer.weight) and fit.sweeps_vectors(2)
+    )
 
 
 def _is_unseen(layer: Layer, tuned: Share, context: Context) -> bool:

@@ -40,7 +40,13 @@ def shift_means(
     moments = moments_of(layer, statistics)
     if moments is None:
         return False
-    rows = np.einsum("gri,gi->gr", before - after, moments.mean)
+    return shift_outputs(
+        model, layer, np.einsum("gri,gi->gr", before - after, moments.mean), outputs
+    )
+
+
+def shift_outputs(model: Model, layer: Layer, rows: Array, outputs: set[str]) -> bool:
+    """Add ``rows``, one number per row of the weight ``(groups, rows)``, to the layer's bias."""
     shift = layer.per_channel(rows)
     # A lossless change needs no bias where there was none.
     return bool(np.any(shift)) and layer.shift_bias(model, shift, outputs)

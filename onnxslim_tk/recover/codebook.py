@@ -61,7 +61,8 @@ class CodebookFit:
     """Fits and applies codebooks to one layer.
 
     ``moments`` are those of the layer's inputs, or None. With ``centred`` errors count about their
-    mean, which a shift of the bias will take off. Matrices are ``(groups, rows, inputs)``; a
+    mean, which a shift of the bias will take off. ``target`` is a matrix to come near to instead of
+    the layer's own. Matrices are ``(groups, rows, inputs)``; a
     channel is what one scale holds for.
 
     ``effort`` is ``quick``: nearest values, scales searched; ``normal``: values rounded column
@@ -72,14 +73,19 @@ class CodebookFit:
     """
 
     def __init__(
-        self, layer: Layer, moments: Moments | None, effort: Effort, centred: bool = False
+        self,
+        layer: Layer,
+        moments: Moments | None,
+        effort: Effort,
+        centred: bool = False,
+        target: Floats | None = None,
     ) -> None:
         self.layer = layer
         self._rounds = _ROUNDS[effort]
         self._second = None if moments is None else _spread(moments, centred)
         self._power = None if moments is None else moments.second
         self._count = 0 if moments is None else moments.count
-        self.matrix: Floats = layer.matrix()
+        self.matrix: Floats = layer.matrix() if target is None else target
         self._rows = self._by_channel(self.matrix)
         # A channel of nothing but zeros has no scale, and must stay silent.
         self._silent: Mask = np.asarray(~self._rows.any(axis=1), np.bool_)
@@ -173,6 +179,10 @@ class CodebookFit:
         """What ``values`` and ``scales`` stand for, as a matrix."""
         per_row = per_row_of(self.layer, scales.astype(np.float64))
         return np.asarray(self.layer.to_matrix(values) * per_row[:, :, None], np.float64)
+
+    def sweeps_vectors(self, width: int) -> bool:
+        """Whether vectors of ``width`` values get error feedback, not just the nearest entries."""
+        return self._sweeps(Codebook(np.zeros((1, width)), None))
 
     def _sweeps(self, book: Codebook) -> bool:
         return self._rounds > 0 and self._feedback is not None and self._feedback.fits(book)

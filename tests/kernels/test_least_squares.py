@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from onnxslim_tk.kernels.least_squares import (
+    compensated,
     damped,
     masked_refit,
     mean_shift,
@@ -169,3 +170,40 @@ def test_relative_error_adds_up_over_blocks(seed: int, block: int, weighted: boo
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("onnxslim_tk.kernels.least_squares._BLOCK", block)
         assert relative_error(matrix, other, covariance) == pytest.approx(whole, rel=1e-12)
+
+
+def pairs(seed: int, noise: float, rows: int = 60) -> tuple[Array, Array, Array]:
+    """A weight, inputs as they were, and what has become of them."""
+    rng = np.random.default_rng(seed)
+    before = np.maximum(rng.normal(size=(rows, 8)) + 0.3, 0)
+    mixing = np.eye(8) + 0.1 * rng.normal(size=(8, 8))
+    return rng.normal(size=(5, 8)), before, before @ mixing.T + noise * rng.normal(size=(rows, 8))
+
+
+@given(seeds, st.floats(0, 2), st.floats(0.001, 10))
+def test_compensated_weights_are_never_further_from_the_outputs_before(
+    seed: int, noise: float, damping: float
+) -> None:
+    matrix, before, after = pairs(seed, noise)
+    count = len(before)
+    second, lost = after.T @ after / count, (before - after).T @ after / count
+    moved = compensated(matrix, second, lost, damping)
+
+    def error(weights: Array) -> float:
+        return float(np.square(before @ matrix.T - after @ weights.T).sum())
+
+    assert error(moved) <= error(matrix) * (1 + 1e-9)
+
+
+@given(seeds)
+def test_compensated_weights_undo_a_change_of_basis(seed: int) -> None:
+    matrix, before, after = pairs(seed, 0.0)
+    second, lost = after.T @ after / len(before), (before - after).T @ after / len(before)
+    moved = compensated(matrix, second, lost, 0.0)
+    np.testing.assert_allclose(after @ moved.T, before @ matrix.T, rtol=1e-4, atol=1e-4)
+
+
+@given(seeds, st.floats(0, 10))
+def test_inputs_that_lost_nothing_need_no_compensation(seed: int, damping: float) -> None:
+    matrix, covariance = problem(seed)
+    np.testing.assert_array_equal(compensated(matrix, covariance, 0 * covariance, damping), matrix)

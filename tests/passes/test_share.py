@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -125,6 +126,53 @@ def test_more_effort_is_never_further_away(name: str) -> None:
     )
     assert thorough < 1.02 * normal
     assert normal < 0.8 * quick
+
+
+def chain_noise(method: Share) -> tuple[float, list[Array]]:
+    """Noise of a chain of products on samples not seen before, and its values."""
+    model = opened(matmul_chain())
+    other = {"x": (normal(11, 400, 8) @ normal(2, 8, 32)).astype(np.float32)}
+    reference = outputs_of(model, other)["y"]
+    assert len(shared(model, method, replace(seen(model, TOKENS), feeds=[TOKENS]))) == 3
+    change = outputs_of(model, other)["y"] - reference
+    noise = float(np.square(change).sum() / np.square(reference).sum())
+    return noise, [layer.weight for layer in layers(model)]
+
+
+def test_thorough_makes_up_for_what_layers_before_have_lost() -> None:
+    normally, _ = chain_noise(Share(6))
+    in_turn, weights = chain_noise(Share(6, effort="thorough"))
+    assert in_turn < 0.8 * normally
+    again = chain_noise(Share(6, effort="thorough"))[1]
+    assert all(np.array_equal(a, b) for a, b in zip(weights, again, strict=True))
+
+
+def test_pruned_zeros_stay_where_layers_come_in_turn() -> None:
+    proto = matmul_chain()
+    model = opened(proto)
+    for layer in layers(model):
+        layer.set_dense(model, np.where(np.abs(layer.weight) < 0.5, 0, layer.weight))
+    zeros = [layer.weight == 0 for layer in layers(model)]
+    shared(model, Share(6, effort="thorough"), replace(seen(model, TOKENS), feeds=[TOKENS]))
+    for layer, mask in zip(layers(model), zeros, strict=True):
+        np.testing.assert_array_equal(layer.weight[mask], 0)
+
+
+def test_pairs_at_as_many_bits_are_offered_and_nearer() -> None:
+    text = f"{HEAD} g (float[N, 32] x) => (float[N, 512] y) {{ y = MatMul(x, w) }}"
+    model = opened(model_of(text, {"w": normal(1, 512, 32).T.copy()}))
+    context = seen(model, TOKENS)
+    single, pairs = rows_of(model, context, Share(16))[:2]
+    assert (single.setting, pairs.setting) == (16, "256x2")
+    assert pairs.bytes_saved > 0.9 * single.bytes_saved
+    reference = outputs_of(model, TOKENS)["y"]
+    noise = []
+    for row in (single, pairs):
+        twin = model.copy()
+        Share(16).apply(twin, [row], context)
+        noise.append(float(np.square(outputs_of(twin, TOKENS)["y"] - reference).sum()))
+    assert noise[1] < 0.95 * noise[0]
+    assert [row.setting for row in rows_of(model, CONTEXT, Share(16))][1] == 32, "without samples"
 
 
 def test_of_three_values_one_is_zero() -> None:
