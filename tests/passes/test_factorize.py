@@ -221,8 +221,9 @@ def test_the_layer_keeps_its_name_and_the_first_factor_answers_to_it() -> None:
     [
         ({"keep": 1.2}, r"factorize: keep must be in \(0, 1\], got 1.2"),
         ({"keep": 0.0}, r"factorize: keep must be in \(0, 1\], got 0.0"),
-        ({"kinds": ()}, r"factorize: kinds must be channel or spatial, got \(\)"),
-        ({"kinds": ("tucker",)}, "factorize: kinds must be channel or spatial"),
+        ({"kinds": ()}, r"factorize: kinds must be of channel, spatial, .*, got \(\)"),
+        ({"kinds": ("svd",)}, "factorize: kinds must be of channel, spatial, tucker, cp, blocks"),
+        ({"pays": "money"}, "factorize: pays must be latency or bytes, got 'money'"),
         ({"max_error": -1.0}, "factorize: max_error must be 0 or more, got -1.0"),
     ],
 )
@@ -264,10 +265,10 @@ def test_a_convolution_is_refused_with_a_reason(
     assert reasons(model_of(text, {"w": normal(1, *shape)}), method) == {"y": reason}
 
 
-def test_an_embedding_is_refused() -> None:
+def test_an_embedding_is_refused_where_time_is_to_be_saved() -> None:
     text = f"{HEAD} g (int64[N] i) => (float[N, 16] y) {{ y = Gather(table, i) }}"
     proto = model_of(text, {"table": normal(1, 200, 16)})
-    assert reasons(proto) == {"y": "an embedding is not factored"}
+    assert reasons(proto)["y"].startswith("an embedding takes no time to save; pays: bytes")
 
 
 def test_a_split_that_the_target_does_not_gain_from_is_refused() -> None:
@@ -284,4 +285,4 @@ def test_a_split_that_would_miss_too_much_is_refused() -> None:
 def test_a_weight_that_packs_well_already_is_refused() -> None:
     text = f"{HEAD} g (float[N, 64] x) => (float[N, 64] y) {{ y = MatMul(x, w) }}"
     found = reasons(model_of(text, {"w": np.sign(normal(1, 64, 64))}))
-    assert found == {"y": "the two factors would not be smaller once packed"}
+    assert found == {"y": "the 2 factors would not be smaller once packed"}

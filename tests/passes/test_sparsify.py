@@ -150,7 +150,7 @@ def test_a_share_out_of_range_is_an_error(sparsity: float) -> None:
 
 
 def test_an_unknown_scope_is_an_error() -> None:
-    with pytest.raises(RecipeError, match="scope must be layer or global, got 'model'"):
+    with pytest.raises(RecipeError, match="scope must be measured, layer or global, got 'model'"):
         Sparsify(scope="model")  # type: ignore[arg-type]
 
 
