@@ -183,8 +183,9 @@ def _tucker_rank(layer: Layer, count: float, step: int) -> int:
     def size(rank: int) -> int:
         return sum(prod(s.shape) for s in _tucker_steps(layer, rank))
 
-    most = min(rows, channels * layer.size // (rows * channels))
-    fitting = [r for r in range(1, most + 1) if size(r) <= count + 1e-6]
+    taps = layer.size // (rows * channels)
+    possible = (r for r in range(1, rows + 1) if r <= _inner(layer, r) * taps)
+    fitting = [r for r in possible if size(r) <= count + 1e-6]
     rank = max(fitting, default=0)
     return rank - rank % step if rank >= step else rank
 

@@ -23,6 +23,8 @@ Way = Literal["magnitude", "wanda", "sparsegpt"]
 # An estimate looks at some rows and stops early: more iterations only lower the error.
 _ROWS: Final = 256
 _ITERATIONS: Final = 10
+# Columns that a sweep chooses among at once.
+_SWEPT: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,43 +45,39 @@ class Masking:
         ``second`` is the covariance of the inputs, ``(groups, inputs, inputs)``. A pattern has a
         share of zeros of its own, whatever ``sparsity`` says.
         """
-        order = _channels_last(layer, matrix.shape[-1])
+        channels = layer.shape[1] if layer.kind == "Conv" else matrix.shape[-1]
+        # Neighbours are input channels at one position of the kernel.
+        order = np.arange(matrix.shape[-1]).reshape(channels, -1).T.ravel()
         weights = matrix[..., order]
+        choose = partial(self._chosen, channels, sparsity)
         if self.way == "magnitude" or second is None:
-            keep = self._chosen(relative_scores(weights), sparsity)
+            keep = choose(relative_scores(weights))
         elif self.way == "wanda":
             energies = np.diagonal(second, axis1=1, axis2=2)[:, order]
-            keep = self._chosen(relative_scores(weights, energies), sparsity)
+            keep = choose(relative_scores(weights, energies))
         else:
             turned = (c[np.ix_(order, order)] for c in second)
-            choose = partial(self._chosen_relative, sparsity)
-            step = self._multiple_of(128)
+            step = channels if self.pattern is not None or self.block > 1 else _SWEPT
+            parts = zip(weights, turned, strict=True)
             keep = np.stack(
-                [swept_mask(w, c, choose, block=step) for w, c in zip(weights, turned, strict=True)]
+                [
+                    swept_mask(w, c, lambda s: choose(relative_scores(s)), block=step)
+                    for w, c in parts
+                ]
             )
         back = np.empty_like(keep)
         back[..., order] = keep
         return back
 
-    def _chosen_relative(self, sparsity: float, scores: Floats) -> Mask:
-        return self._chosen(relative_scores(scores), sparsity)
-
-    def _chosen(self, scores: Floats, sparsity: float) -> Mask:
+    def _chosen(self, channels: int, sparsity: float, scores: Floats) -> Mask:
+        if self.pattern is None and self.block == 1:
+            return magnitude_mask(scores, sparsity)
+        by_position = scores.reshape(*scores.shape[:-1], -1, channels)
         if self.pattern is not None:
-            return pattern_mask(scores, *self.pattern)
-        if self.block > 1:
-            return block_mask(scores, sparsity, self.block)
-        return magnitude_mask(scores, sparsity)
-
-    def _multiple_of(self, least: int) -> int:
-        unit = self.block if self.pattern is None else self.pattern[1]
-        return -(-least // unit) * unit
-
-
-def _channels_last(layer: Layer, inputs: int) -> NDArray[np.int64]:
-    """The order of a matrix's columns in which neighbours are input channels at one position."""
-    channels = layer.shape[1] if layer.kind == "Conv" else inputs
-    return np.arange(inputs).reshape(channels, -1).T.ravel()
+            keep = pattern_mask(by_position, *self.pattern)
+        else:
+            keep = block_mask(by_position, sparsity, self.block)
+        return keep.reshape(scores.shape)
 
 
 def masked_error(matrix: Floats, mask: Mask, second: Floats | None, refit: bool) -> float:
