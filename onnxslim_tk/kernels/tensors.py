@@ -34,8 +34,15 @@ def tucker2(
     by_channel = np.asarray(weight, np.float64).transpose(0, 2, 1).reshape(rows * taps, channels)
     _, first = factorize(by_channel, ranks[1], _of_channels(covariance, channels, taps), damping)
     flat = np.asarray(weight, np.float64).reshape(rows, -1)
-    spread = np.asarray(np.kron(first, np.eye(taps)), np.float64)
-    inner, gram = _through(flat, spread, covariance, damping)
+    if covariance is None:
+        seen = np.asarray(np.kron(first, np.eye(taps)), np.float64)
+    else:
+        seen = (first @ damped(covariance, damping).reshape(channels, -1)).reshape(
+            -1, flat.shape[1]
+        )
+    gram = np.einsum("xck,sc->xsk", seen.reshape(-1, channels, taps), first, optimize=True)
+    gram = gram.reshape(len(seen), len(seen))
+    inner = _best(flat @ seen.T, gram)
     last, core = factorize(inner, ranks[0], gram, _TINY)
     return last, core.reshape(ranks[0], ranks[1], taps), first
 
@@ -66,7 +73,8 @@ def cp(
     if root is not None:
         first = solve_triangular(root.T, first, lower=False, check_finite=False)
     spread = np.einsum("cr,kr->rck", first, along).reshape(rank, -1)
-    last, _ = _through(tensor.reshape(rows, -1), spread, covariance, damping)
+    seen = spread if covariance is None else spread @ damped(covariance, damping)
+    last = _best(tensor.reshape(rows, -1) @ seen.T, seen @ spread.T)
     return last, along.T, first.T
 
 
@@ -83,9 +91,7 @@ def _begun(white: Floats, rank: int) -> tuple[Floats, Floats]:
 
 
 def _solved(target: Floats, one: Floats, other: Floats) -> Floats:
-    gram = (one.T @ one) * (other.T @ other)
-    factor = cho_factor(damped(gram, _TINY), lower=True, check_finite=False)
-    return np.asarray(cho_solve(factor, target.T, check_finite=False).T, np.float64)
+    return _best(target, (one.T @ one) * (other.T @ other))
 
 
 def _of_channels(covariance: NDArray[Any] | None, channels: int, taps: int) -> Floats | None:
@@ -96,12 +102,7 @@ def _of_channels(covariance: NDArray[Any] | None, channels: int, taps: int) -> F
     return np.asarray(np.einsum("ctdt->cd", grid) / taps, np.float64)
 
 
-def _through(
-    matrix: Floats, spread: Floats, covariance: NDArray[Any] | None, damping: float
-) -> tuple[Floats, Floats]:
-    """The best ``X`` of ``X @ spread`` for ``matrix``, and the covariance of what it reads."""
-    seen = spread if covariance is None else spread @ damped(covariance, damping)
-    gram = np.asarray(seen @ spread.T, np.float64)
+def _best(target: Floats, gram: Floats) -> Floats:
+    """``X`` with ``X @ gram = target``."""
     factor = cho_factor(damped(gram, _TINY), lower=True, check_finite=False)
-    best = cho_solve(factor, (matrix @ seen.T).T, check_finite=False).T
-    return np.asarray(best, np.float64), gram
+    return np.asarray(cho_solve(factor, target.T, check_finite=False).T, np.float64)
