@@ -49,7 +49,7 @@ class Sparsify:
 
     sparsity: float = 0.5
     scope: Literal["measured", "layer", "global"] = "layer"
-    mask: Way = "wanda"
+    mask: Way = "magnitude"
     pattern: str = ""
     block: int = 1
     recover: bool = True

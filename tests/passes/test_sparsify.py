@@ -8,6 +8,8 @@ import pytest
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.model import Model
+from onnxslim_tk.packing import pack
+from onnxslim_tk.passes.share import Share
 from onnxslim_tk.passes.sparsify import Sparsify
 from onnxslim_tk.plan.proposal import Context
 from tests.models import (
@@ -19,6 +21,7 @@ from tests.models import (
     opened,
     outputs_of,
     residual_cnn,
+    to_proto,
 )
 from tests.rows import IMAGES, TOKENS, asked, refusals_of, rows_of, seen
 
@@ -246,3 +249,18 @@ def test_a_layer_whose_zeros_others_take_says_so() -> None:
 def test_a_setting_out_of_range_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         Sparsify(**settings)
+
+
+@pytest.mark.parametrize(("share", "bits"), [(0.5, 3.08), (0.7, 2.28), (0.8, 1.68), (0.9, 1.02)])
+def test_zeros_and_codes_of_four_bits_reach_the_ladder(share: float, bits: float) -> None:
+    text = f"{HEAD} g (float[N, 512] x) => (float[N, 1024] y) {{ y = MatMul(x, w) }}"
+    model = opened(model_of(text, {"w": normal(1, 512, 1024)}))
+    pruned(model, Sparsify(share), CONTEXT)
+    method = Share(16, effort="quick")
+    method.apply(model, asked(model, CONTEXT, method), CONTEXT)
+    assert zeros(model)["y"] >= share - 1e-3
+    proto = to_proto(model)
+    pack(proto)
+    # A scale for each channel, nodes and tables come on top.
+    extra = 4 * 1024 + 2500
+    assert proto.ByteSize() <= 1.05 * bits * 512 * 1024 / 8 + extra
