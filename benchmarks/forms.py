@@ -63,7 +63,7 @@ def _row(layer: Layer, moments: Moments, keep: float) -> list[str]:
     second = None if moments.second is None else moments.second[0]
     count = keep * layer.size
     shape = "x".join(map(str, layer.shape))
-    cells = [layer.id.rsplit("/", 1)[-1], shape, str(int(count))]
+    cells = [layer.id, shape, str(int(count))]
     for name, known in [("channel", None), *((name, second) for name in FORMS)]:
         form = FORMS[name]
         rank = 0 if form.obstacle(layer) else form.rank(layer, count, 1)
