@@ -16,7 +16,7 @@ from onnxslim_tk.kernels.grouped import grouped_masked_refit
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
 from onnxslim_tk.plan.readers import chosen_layers
-from onnxslim_tk.recover.bias import keeps_mean, moments_of, shift_bytes, shift_means
+from onnxslim_tk.recover.bias import moments_of, shift_bytes, shift_means
 from onnxslim_tk.recover.masks import Masking, Way, masked_error
 from onnxslim_tk.recover.zeros import Candidate, common_shares, sensitive_shares
 
@@ -99,7 +99,7 @@ class Sparsify:
         for layer, row in chosen_layers(model, chosen):
             tuned = context.tuned(self, layer.names) or self
             before = layer.matrix()
-            second = _second(layer, context, outputs)
+            second = _second(layer, context)
             mask = tuned.masking.mask(layer, before, float(row.details["sparsity"]), second)
             if tuned.recover and second is not None:
                 after = grouped_masked_refit(before, mask, second)
@@ -124,21 +124,16 @@ def _pattern(text: str) -> tuple[int, int] | None:
     return (keep, of) if 0 < keep < of <= _MOST_BLOCK else None
 
 
-def _second(layer: Layer, context: Context, outputs: set[str]) -> Floats | None:
-    """The covariance that counts: about the mean, where the bias keeps that."""
+def _second(layer: Layer, context: Context) -> Floats | None:
+    """About zero: means that drift in depth do less harm than about the mean."""
     moments = moments_of(layer, context.statistics)
-    if moments is None or moments.second is None:
-        return None
-    if not keeps_mean(layer, outputs):
-        return moments.second
-    return np.asarray(moments.second - np.einsum("gi,gj->gij", moments.mean, moments.mean))
+    return None if moments is None else moments.second
 
 
 def _shares(
     model: Model, found: Sequence[tuple[Layer, Sparsify]], context: Context
 ) -> list[list[float]]:
     """For every layer the share of zeros at the sparsity asked for and at the milder ones."""
-    outputs = output_names(model)
     shares = [[t.sparsity * f for f in _MILDER] for _, t in found]
     pools: dict[Sparsify, list[int]] = {}
     for k, (_, tuned) in enumerate(found):
@@ -152,7 +147,7 @@ def _shares(
         if tuned.scope == "global":
             told = common_shares(mine, [tuned.sparsity * f for f in _MILDER])
         else:
-            offers = [_candidate(tuned, layer, context, outputs) for layer in mine]
+            offers = [_candidate(tuned, layer, context) for layer in mine]
             told = [
                 [share * f for f in _MILDER]
                 for share in sensitive_shares(model, offers, tuned.sparsity, context)
@@ -162,15 +157,15 @@ def _shares(
     return shares
 
 
-def _candidate(tuned: Sparsify, layer: Layer, context: Context, outputs: set[str]) -> Candidate:
-    return Candidate(layer, tuned.masking, _second(layer, context, outputs), tuned.recover)
+def _candidate(tuned: Sparsify, layer: Layer, context: Context) -> Candidate:
+    return Candidate(layer, tuned.masking, _second(layer, context), tuned.recover)
 
 
 def _rows(
     tuned: Sparsify, layer: Layer, wanted: list[float], context: Context, outputs: set[str]
 ) -> Iterator[Proposal | Refusal]:
     matrix, plain = layer.matrix(), packed_bytes(layer.weight)
-    second = _second(layer, context, outputs)
+    second = _second(layer, context)
     refit = tuned.recover and second is not None
     extra = shift_bytes(layer, context.statistics, outputs) if refit else 0
     proposed = False
