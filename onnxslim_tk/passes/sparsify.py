@@ -1,8 +1,9 @@
-"""Unstructured sparsity: the smallest weights become exact zeros, the others make up for them."""
+"""Sparsity: the weights that matter least become exact zeros, the others make up for them."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,29 +12,35 @@ from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.edit import output_names
 from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.model import Model
-from onnxslim_tk.kernels.grouped import grouped_error, grouped_masked_refit
-from onnxslim_tk.kernels.sparsity import magnitude_mask, magnitude_threshold
+from onnxslim_tk.kernels.grouped import grouped_masked_refit
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
 from onnxslim_tk.plan.readers import chosen_layers, suited
 from onnxslim_tk.recover.bias import moments_of, shift_bytes, shift_means
+from onnxslim_tk.recover.masks import Masking, Way, masked_error
+from onnxslim_tk.recover.zeros import Candidate, common_shares, sensitive_shares
 
 Floats = NDArray[np.float64]
-_SMALLEST = 256
-_MILDER = (2 / 3, 1 / 3)
-# A proposal looks at some rows and stops early: more iterations only lower the error.
-_ROWS = 256
-_ITERATIONS = 10
+_SMALLEST: Final = 256
+_MILDER: Final = (1.0, 2 / 3, 1 / 3)
+_MOST_BLOCK: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Sparsify:
-    """Zeros for the weights of least magnitude, which the packer then stores in few bits.
+    """Zeros for the weights that matter least, which the packer then stores in few bits.
 
-    ``sparsity`` is the share of zeros, in [0, 1): of every layer, or with ``scope`` ``global`` of
-    all layers together, their weights compared in units of each layer's root mean square.
-    ``recover`` refits the weights that stay to the layer's own outputs, by least squares under
-    the covariance of its inputs. It saves bytes, not time.
+    ``sparsity`` is the share of zeros, in [0, 1). ``scope`` says of what: ``measured``, of all
+    layers together, most of them where the model's outputs feel it least; ``layer``, of every
+    layer; ``global``, of all together, their weights compared in units of each layer's root mean
+    square. ``mask`` is how weights are compared within a layer: by ``magnitude``, by what they
+    bring to the output (``wanda``; Sun et al., 2023), or with those that stay making up for those
+    that go as they go (``sparsegpt``; Frantar and Alistarh, 2023). ``pattern`` ``"N:M"`` leaves N
+    of each M weights along the input channels, whatever ``sparsity`` says; a ``block`` of
+    neighbours along them goes or stays as one. ``recover`` refits the weights that stay to the
+    layer's own outputs, by least squares under the covariance of its inputs.
+
+    It saves bytes, not time: onnxruntime multiplies by zeros as by any number.
     """
 
     name: ClassVar[str] = "sparsify"
@@ -41,17 +48,37 @@ class Sparsify:
     observes: ClassVar[frozenset[Observable]] = frozenset({"mean", "covariance"})
 
     sparsity: float = 0.5
-    scope: Literal["layer", "global"] = "layer"
+    scope: Literal["measured", "layer", "global"] = "layer"
+    mask: Way = "magnitude"
+    pattern: str = ""
+    block: int = 1
     recover: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
             raise RecipeError(f"sparsify: sparsity must be in [0, 1), got {self.sparsity}")
-        if self.scope not in ("layer", "global"):
-            raise RecipeError(f"sparsify: scope must be layer or global, got {self.scope!r}")
+        if self.scope not in ("measured", "layer", "global"):
+            raise RecipeError(
+                f"sparsify: scope must be measured, layer or global, got {self.scope!r}"
+            )
+        if self.mask not in ("magnitude", "wanda", "sparsegpt"):
+            raise RecipeError(
+                f"sparsify: mask must be magnitude, wanda or sparsegpt, got {self.mask!r}"
+            )
+        if self.pattern and _pattern(self.pattern) is None:
+            raise RecipeError(
+                f"sparsify: pattern must be N:M with 0 < N < M <= 64, got {self.pattern!r}"
+            )
+        if not 1 <= self.block <= _MOST_BLOCK:
+            raise RecipeError(f"sparsify: block must be in [1, {_MOST_BLOCK}], got {self.block}")
+        if self.pattern and self.block > 1:
+            raise RecipeError("sparsify: pattern and block exclude each other; leave one out")
 
     def propose(self, model: Model, context: Context) -> Iterator[Proposal | Refusal]:
-        """One row a layer with the sparsity asked for, then two thirds and one third of it."""
+        """One row a layer with the zeros asked for, then two thirds and one third of them.
+
+        Of a pattern there is one row alone.
+        """
         outputs = output_names(model)
 
         def rows(pair: tuple[tuple[Sparsify, Layer], list[float]]) -> list[Proposal | Refusal]:
@@ -59,7 +86,7 @@ class Sparsify:
 
         found, refusals = suited(self, model, context, lambda _, layer: layer.obstacle(_SMALLEST))
         yield from refusals
-        wanted = list(zip(found, _shares(found), strict=True))
+        wanted = list(zip(found, _shares(model, found, context), strict=True))
         for each in context.each(f"{self.name}: propose", rows, wanted):
             yield from each
 
@@ -69,53 +96,81 @@ class Sparsify:
         for layer, row in chosen_layers(model, chosen):
             tuned = context.tuned(self, layer.names) or self
             before = layer.matrix()
-            mask = magnitude_mask(before, float(row.details["sparsity"]))
-            moments = moments_of(layer, context.statistics)
-            if tuned.recover and moments is not None and moments.second is not None:
-                after = grouped_masked_refit(before, mask, moments.second)
+            second = _second(layer, context)
+            mask = tuned.masking.mask(layer, before, float(row.details["sparsity"]), second)
+            if tuned.recover and second is not None:
+                after = grouped_masked_refit(before, mask, second)
                 shift_means(model, layer, before, after, context.statistics, outputs)
             else:
                 # A shift of means without a refit does harm: in depth the means drift apart.
                 after = np.where(mask, before, 0.0)
             layer.set_dense(model, layer.from_matrix(after))
 
+    @property
+    def masking(self) -> Masking:
+        """How the weights of a layer are compared."""
+        return Masking(self.mask, _pattern(self.pattern), self.block)
 
-def _shares(found: Sequence[tuple[Sparsify, Layer]]) -> list[list[float]]:
+
+def _pattern(text: str) -> tuple[int, int] | None:
+    """N and M of ``N:M``; None for anything else."""
+    parts = re.fullmatch(r"([0-9]{1,2}):([0-9]{1,2})", text)
+    if parts is None:
+        return None
+    keep, of = int(parts[1]), int(parts[2])
+    return (keep, of) if 0 < keep < of <= _MOST_BLOCK else None
+
+
+def _second(layer: Layer, context: Context) -> Floats | None:
+    """About zero: means that drift in depth do less harm than about the mean."""
+    moments = moments_of(layer, context.statistics)
+    return None if moments is None else moments.second
+
+
+def _shares(
+    model: Model, found: Sequence[tuple[Sparsify, Layer]], context: Context
+) -> list[list[float]]:
     """For every layer the share of zeros at the sparsity asked for and at the milder ones."""
-    shares = [[t.sparsity * f for f in (1.0, *_MILDER)] for t, _ in found]
+    shares = [[t.sparsity * f for f in _MILDER] for t, _ in found]
     pools: dict[Sparsify, list[int]] = {}
     for k, (tuned, _) in enumerate(found):
-        if tuned.scope == "global":
+        if tuned.pattern:
+            keep, of = _pattern(tuned.pattern) or (1, 1)
+            shares[k] = [1 - keep / of]
+        elif tuned.scope != "layer":
             pools.setdefault(tuned, []).append(k)
     for tuned, members in pools.items():
-        magnitudes = [_relative_magnitudes(found[k][1]) for k in members]
-        for j, factor in enumerate((1.0, *_MILDER)):
-            sparsity = tuned.sparsity * factor
-            threshold = magnitude_threshold(magnitudes, sparsity) if sparsity else -1.0
-            for k, values in zip(members, magnitudes, strict=True):
-                # Weights of one magnitude would all go at once, and with them the whole layer.
-                below = np.count_nonzero(values <= threshold) / values.size
-                shares[k][j] = min(below, (1.0 + sparsity) / 2)
+        mine = [found[k][1] for k in members]
+        if tuned.scope == "global":
+            told = common_shares(mine, [tuned.sparsity * f for f in _MILDER])
+        else:
+            offers = [_candidate(tuned, layer, context) for layer in mine]
+            told = [
+                [share * f for f in _MILDER]
+                for share in sensitive_shares(model, offers, tuned.sparsity, context)
+            ]
+        for k, own in zip(members, told, strict=True):
+            shares[k] = own
     return shares
 
 
-def _relative_magnitudes(layer: Layer) -> NDArray[Any]:
-    magnitudes = np.abs(layer.weight.astype(np.float64))
-    scale = float(np.sqrt(np.mean(magnitudes**2)))
-    return magnitudes / scale if scale > 0 else magnitudes
+def _candidate(tuned: Sparsify, layer: Layer, context: Context) -> Candidate:
+    return Candidate(layer, tuned.masking, _second(layer, context), tuned.recover)
 
 
 def _rows(
     tuned: Sparsify, layer: Layer, wanted: list[float], context: Context, outputs: set[str]
 ) -> Iterator[Proposal | Refusal]:
     matrix, plain = layer.matrix(), packed_bytes(layer.weight)
-    moments = moments_of(layer, context.statistics)
-    second = moments.second if tuned.recover and moments is not None else None
-    extra = 0 if second is None else shift_bytes(layer, context.statistics, outputs)
+    second = _second(layer, context)
+    refit = tuned.recover and second is not None
+    extra = shift_bytes(layer, context.statistics, outputs) if refit else 0
     proposed = False
     reason = "no weight is to go"
-    for share, factor in zip(wanted, (1.0, *_MILDER), strict=True):
-        mask = magnitude_mask(matrix, share)
+    if tuned.scope == "measured" and tuned.sparsity > 0:
+        reason = "the model's outputs feel its weights more than those of other layers"
+    for share, factor in zip(wanted, _MILDER, strict=False):
+        mask = tuned.masking.mask(layer, matrix, share, second)
         if mask.all():
             continue
         pruned = layer.from_matrix(np.where(mask, matrix, 0.0)).astype(np.float32)
@@ -127,23 +182,10 @@ def _rows(
         yield Proposal(
             (layer.id,),
             tuned.name,
-            round(tuned.sparsity * factor, 4),
+            tuned.pattern or round(tuned.sparsity * factor, 4),
             {"sparsity": 1.0 - int(np.count_nonzero(mask)) / mask.size},
             bytes_saved=saved,
-            error=_expected_error(
-                matrix, mask, None if moments is None else moments.second, second
-            ),
+            error=masked_error(matrix, mask, second, refit),
         )
     if not proposed:
         yield Refusal(layer.id, tuned.name, reason)
-
-
-def _expected_error(
-    matrix: Floats, mask: NDArray[np.bool_], covariance: Floats | None, refit: Floats | None
-) -> float:
-    step = -(-matrix.shape[1] // _ROWS)
-    weights, keep = matrix[:, ::step], mask[:, ::step]
-    if refit is None:
-        return grouped_error(weights, np.where(keep, weights, 0.0), covariance)
-    changed = grouped_masked_refit(weights, keep, refit, iterations=_ITERATIONS)
-    return grouped_error(weights, changed, covariance)

@@ -123,6 +123,10 @@ def _warnings(shop: Workshop, attempt: Attempt, opened: Model, counts: Counts | 
             f"{counts.judge} samples are too few to split: the result was judged on samples that "
             "it was made with"
         )
+    if any(row.method == "sparsify" for stage in attempt.plan.stages for row in stage.rows):
+        found.append(
+            "zeros save bytes, not time: onnxruntime multiplies by them as by any other number"
+        )
     formats = number_formats(shop.model)
     if formats and shop.recipe.stages:
         found.append(

@@ -1,8 +1,9 @@
-"""A layer's weight as two thin factors, and the two nodes that they become."""
+"""Factors of a convolution or a matrix, and the chain of nodes that they become."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,59 +11,114 @@ from scipy.linalg import cho_factor, cho_solve
 
 from onnxslim_tk.graph.edit import add_node, constant, set_input, variable
 from onnxslim_tk.graph.layers import Layer
-from onnxslim_tk.graph.model import Model
-from onnxslim_tk.kernels.least_squares import damped, relative_error
+from onnxslim_tk.graph.model import Model, Tensor
+from onnxslim_tk.kernels.least_squares import damped
 from onnxslim_tk.kernels.lowrank import factorize
+from onnxslim_tk.kernels.tensors import cp, tucker2
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
-Kind = Literal["channel", "spatial"]
-_DAMPING: Final = 1e-3
+Shapes = Mapping[str, tuple[int, ...]]
+Parts = tuple[Floats, ...]
+"""Factors in the order of the data."""
+DAMPING: Final = 1e-3
 # Only against a factor that has lost a direction; the covariance is damped already.
 _TINY_DAMPING: Final = 1e-9
 _BIAS_OPTIONAL_OPSET: Final = 11
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Factors:
-    """Weights of two layers in the order of the data: ``first``, then ``second``.
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One node of a chain: the shape of its weight, and its attributes."""
 
-    ``channel``: ``(rank, inputs)`` and ``(rows, rank)``, the layer's matrix being their product.
-    ``spatial``: ``(rank, channels, height, 1)`` and ``(rows, rank, 1, width)``.
+    shape: tuple[int, ...]
+    attrs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A way to write a layer's weight with fewer numbers.
+
+    ``obstacle`` says why a layer can't be written so, empty where it can; ``rank`` is the largest
+    rank whose numbers stay within a count (0: none), given the target's step of channels;
+    ``split`` gives the parts under the covariance of the inputs (None: all count the same),
+    ``product`` the matrix ``(rows, inputs)`` that they stand for. ``steps`` are the nodes that run
+    instead, none where only the weight is stored so; ``expand`` writes the matrix as operators on
+    constants, for the runtime to fold at load (None: there is no way to).
     """
 
-    kind: Kind
-    first: Floats
-    second: Floats
-
-    def product(self) -> Floats:
-        """The matrix that the two stand for, ``(rows, inputs)``."""
-        if self.kind == "channel":
-            return np.asarray(self.second @ self.first, np.float64)
-        whole = np.einsum("rci,nrj->ncij", self.first[..., 0], self.second[:, :, 0])
-        return np.asarray(whole.reshape(len(whole), -1), np.float64)
+    obstacle: Callable[[Layer], str]
+    rank: Callable[[Layer, float, int], int]
+    split: Callable[[Layer, int, Floats | None], Parts]
+    product: Callable[[Layer, Parts], Floats]
+    steps: Callable[[Layer, int], Sequence[Step]]
+    expand: Callable[[Model, Layer, Parts], Tensor] | None = None
 
 
-def split_cost(layer: Layer, kind: Kind) -> int:
-    """Weights that each unit of rank costs."""
+def within(count: float, each: int, step: int) -> int:
+    """The largest rank of ``each`` weights a unit that ``count`` allows, in whole steps."""
+    # A share like 0.3 is a hair less in binary; that must not cost a rank.
+    rank = int(count / each + 1e-9)
+    return rank - rank % step if rank >= step else rank
+
+
+def _sides(layer: Layer) -> tuple[int, int]:
     rows, inputs = layer.matrix().shape[1:]
-    if kind == "channel":
-        return int(rows + inputs)
-    channels, height, width = layer.shape[1:]
-    return channels * height + layer.shape[0] * width
+    return int(rows), int(inputs)
 
 
-def split(layer: Layer, kind: Kind, rank: int, covariance: Floats | None) -> Factors:
-    """Factors of ``rank`` of the layer's weight, for one group.
+def _fits_any(layer: Layer) -> str:
+    return ""
 
-    ``covariance`` ``(inputs, inputs)`` is that of the layer's input, uncentred; without it all
-    inputs count the same. ``channel`` is the best of its rank. ``spatial`` splits under the
-    covariance of kernel columns taken as uncorrelated, then gives the second factor its best
-    values under the true one.
-    """
-    if kind == "channel":
-        left, right = factorize(layer.matrix()[0], rank, covariance, _DAMPING)
-        return Factors(kind, right, left)
+
+def _needs_kernel(layer: Layer) -> str:
+    square = layer.kind == "Conv" and len(layer.shape) == 4 and min(layer.shape[2:]) > 1
+    return "" if square else f"{described(layer)} has no kernel of two axes"
+
+
+def _channel_rank(layer: Layer, count: float, step: int) -> int:
+    return min(within(count, sum(_sides(layer)), step), *_sides(layer))
+
+
+def _channel_split(layer: Layer, rank: int, covariance: Floats | None) -> Parts:
+    left, right = factorize(layer.matrix()[0], rank, covariance, DAMPING)
+    return right, left
+
+
+def _channel_product(layer: Layer, parts: Parts) -> Floats:
+    return np.asarray(parts[1] @ parts[0], np.float64)
+
+
+def _channel_steps(layer: Layer, rank: int) -> list[Step]:
+    if layer.kind != "Conv":
+        rows, inputs = _sides(layer)
+        return [Step((rank, inputs), {}), Step((rows, rank), {})]
+    own = {k: v for k, v in layer.node.attrs.items() if k != "group"}
+    kernel = list(layer.shape[2:])
+    return [
+        Step((rank, *layer.shape[1:]), own | {"kernel_shape": kernel}),
+        _pointwise(layer, layer.shape[0], rank),
+    ]
+
+
+def _channel_expand(model: Model, layer: Layer, parts: Parts) -> Tensor:
+    first, second = (constant(model, part.astype(np.float32)) for part in parts)
+    return add_node(model, layer.graph, "MatMul", [second, first])
+
+
+def _pointwise(layer: Layer, rows: int, channels: int) -> Step:
+    ones = [1] * (len(layer.shape) - 2)
+    return Step((rows, channels, *ones), {"kernel_shape": ones})
+
+
+def _spatial_rank(layer: Layer, count: float, step: int) -> int:
+    rows, channels, height, width = layer.shape
+    most = min(rows * width, channels * height)
+    return min(within(count, channels * height + rows * width, step), most)
+
+
+def _spatial_split(layer: Layer, rank: int, covariance: Floats | None) -> Parts:
+    """Under the covariance of kernel columns taken as uncorrelated; then the second is refitted."""
     rows, channels, height, width = layer.shape
     weight = layer.weight.astype(np.float64)
     columns = weight.transpose(0, 3, 1, 2).reshape(rows * width, channels * height)
@@ -70,16 +126,16 @@ def split(layer: Layer, kind: Kind, rank: int, covariance: Floats | None) -> Fac
     if covariance is not None:
         grid = covariance.reshape(channels, height, width, channels, height, width)
         marginal = np.einsum("aijbkj->aibk", grid).reshape(channels * height, -1) / width
-    left, right = factorize(columns, rank, marginal, _DAMPING)
+    left, right = factorize(columns, rank, marginal, DAMPING)
     second = left.reshape(rows, width, rank).transpose(0, 2, 1)
     if covariance is not None:
         second = _refit(weight.reshape(rows, -1), right, covariance, width)
-    return Factors(kind, right.reshape(rank, channels, height, 1), second[:, :, None])
+    return right.reshape(rank, channels, height, 1), second[:, :, None]
 
 
 def _refit(weight: Floats, right: Floats, covariance: Floats, width: int) -> Floats:
     """The second factor ``(rows, rank, width)`` that is best for the first, ``right``."""
-    normal = damped(covariance, _DAMPING)
+    normal = damped(covariance, DAMPING)
 
     def contract(matrix: Floats) -> Floats:
         by_column = matrix.reshape(len(matrix), -1, width).transpose(0, 2, 1)
@@ -92,77 +148,114 @@ def _refit(weight: Floats, right: Floats, covariance: Floats, width: int) -> Flo
     return np.asarray(solved, np.float64).reshape(len(weight), -1, width)
 
 
-def split_error(layer: Layer, factors: Factors, covariance: Floats | None) -> float:
-    """Relative squared error of the layer's output with ``factors`` in place of its weight."""
-    return relative_error(layer.matrix()[0], factors.product(), covariance)
+def _spatial_product(layer: Layer, parts: Parts) -> Floats:
+    whole = np.einsum("rci,nrj->ncij", parts[0][..., 0], parts[1][:, :, 0])
+    return np.asarray(whole.reshape(len(whole), -1), np.float64)
 
 
-def write_factors(model: Model, layer: Layer, factors: Factors) -> None:
-    """Put a node for the first factor before the layer's node, which takes the second.
-
-    The layer keeps its bias, output and id; the new node's id is the layer's with ``:a``.
-    """
-    node, op = layer.node, layer.kind
-    inner = variable(model, layer.output)
-    first, second = _stored(layer, factors)
-    attrs: dict[str, Any] = {}
-    if op == "Conv":
-        attrs, left = _conv_attributes(layer, factors.kind)
-        node.attrs.clear()
-        node.attrs.update(left)
-    elif op == "Gemm":
-        if model.graph.opset >= _BIAS_OPTIONAL_OPSET:
-            attrs = dict(node.attrs)
-        else:
-            op, first = "MatMul", first.T if layer.transposed else first
-    add_node(
-        model,
-        layer.graph,
-        op,
-        [layer.input, constant(model, first.astype(np.float32))],
-        [inner],
-        attrs,
-        (f"{layer.id}:a", *layer.names),
-        layer.path,
-    )
-    made = layer.graph.nodes.pop()
-    place = next(k for k, other in enumerate(layer.graph.nodes) if other is node)
-    layer.graph.nodes.insert(place, made)
-    set_input(node, 0, inner)
-    set_input(node, 1, constant(model, second.astype(np.float32)))
-
-
-def _stored(layer: Layer, factors: Factors) -> tuple[Floats, Floats]:
-    first, second = factors.first, factors.second
-    if layer.kind == "Conv" and factors.kind == "channel":
-        ones = [1] * (len(layer.shape) - 2)
-        return first.reshape(-1, *layer.shape[1:]), second.reshape(*second.shape, *ones)
-    if layer.kind == "Conv" or layer.transposed:
-        return first, second
-    return first.T, second.T
-
-
-def _conv_attributes(layer: Layer, kind: Kind) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Attributes of the two convolutions; stride and padding go with the axis that they are of."""
-    kernel = list(layer.shape[2:])
-    dims = len(kernel)
-    if kind == "channel":
-        first = {k: v for k, v in layer.node.attrs.items() if k != "group"}
-        return first | {"kernel_shape": kernel}, {"kernel_shape": [1] * dims}
+def _spatial_steps(layer: Layer, rank: int) -> list[Step]:
+    """Stride and padding go with the axis that they are of."""
+    rows, channels, height, width = layer.shape
     strides, dilations, pads = conv_geometry(layer)
     vertical = {
-        "kernel_shape": [kernel[0], 1],
+        "kernel_shape": [height, 1],
         "strides": [strides[0], 1],
         "dilations": [dilations[0], 1],
         "pads": [pads[0], 0, pads[2], 0],
     }
     horizontal = {
-        "kernel_shape": [1, kernel[1]],
+        "kernel_shape": [1, width],
         "strides": [1, strides[1]],
         "dilations": [1, dilations[1]],
         "pads": [0, pads[1], 0, pads[3]],
     }
-    return vertical, horizontal
+    return [Step((rank, channels, height, 1), vertical), Step((rows, rank, 1, width), horizontal)]
+
+
+def _inner(layer: Layer, rank: int) -> int:
+    """Channels that Tucker-2 reads with, for ``rank`` that it gives: the same share of both."""
+    return max(1, min(layer.shape[1], round(rank * layer.shape[1] / layer.shape[0])))
+
+
+def _tucker_rank(layer: Layer, count: float, step: int) -> int:
+    rows, channels = layer.shape[:2]
+
+    def size(rank: int) -> int:
+        return sum(prod(s.shape) for s in _tucker_steps(layer, rank))
+
+    taps = layer.size // (rows * channels)
+    possible = (r for r in range(1, rows + 1) if r <= _inner(layer, r) * taps)
+    fitting = [r for r in possible if size(r) <= count + 1e-6]
+    rank = max(fitting, default=0)
+    return rank - rank % step if rank >= step else rank
+
+
+def _tucker_split(layer: Layer, rank: int, covariance: Floats | None) -> Parts:
+    weight = layer.weight.reshape(*layer.shape[:2], -1)
+    last, core, first = tucker2(weight, (rank, _inner(layer, rank)), covariance, DAMPING)
+    return first, core, last
+
+
+def _tucker_product(layer: Layer, parts: Parts) -> Floats:
+    whole = np.einsum("nr,rsk,sc->nck", parts[2], parts[1], parts[0], optimize=True)
+    return np.asarray(whole.reshape(len(whole), -1), np.float64)
+
+
+def _tucker_steps(layer: Layer, rank: int) -> list[Step]:
+    inner, kernel = _inner(layer, rank), layer.shape[2:]
+    own = {k: v for k, v in layer.node.attrs.items() if k != "group"}
+    return [
+        _pointwise(layer, inner, layer.shape[1]),
+        Step((rank, inner, *kernel), own | {"kernel_shape": list(kernel)}),
+        _pointwise(layer, layer.shape[0], rank),
+    ]
+
+
+def _cp_rank(layer: Layer, count: float, step: int) -> int:
+    rows, channels, *kernel = layer.shape
+    return within(count, rows + channels + prod(kernel), step)
+
+
+def _cp_split(layer: Layer, rank: int, covariance: Floats | None) -> Parts:
+    last, taps, first = cp(layer.weight.reshape(*layer.shape[:2], -1), rank, covariance, DAMPING)
+    return first, taps, last
+
+
+def _cp_product(layer: Layer, parts: Parts) -> Floats:
+    whole = np.einsum("nr,rk,rc->nck", parts[2], parts[1], parts[0], optimize=True)
+    return np.asarray(whole.reshape(len(whole), -1), np.float64)
+
+
+def _cp_steps(layer: Layer, rank: int) -> list[Step]:
+    kernel = layer.shape[2:]
+    own = dict(layer.node.attrs) | {"kernel_shape": list(kernel), "group": rank}
+    return [
+        _pointwise(layer, rank, layer.shape[1]),
+        Step((rank, 1, *kernel), own),
+        _pointwise(layer, layer.shape[0], rank),
+    ]
+
+
+CHANNEL: Final = Form(
+    *(_fits_any, _channel_rank, _channel_split, _channel_product, _channel_steps, _channel_expand)
+)
+"""k x k to few channels, then 1 x 1 (Zhang et al., 2015); of a matrix its truncated SVD."""
+SPATIAL: Final = Form(
+    *(_needs_kernel, _spatial_rank, _spatial_split, _spatial_product, _spatial_steps)
+)
+"""k x 1, then 1 x k (Jaderberg et al., 2014)."""
+TUCKER: Final = Form(*(_needs_kernel, _tucker_rank, _tucker_split, _tucker_product, _tucker_steps))
+"""1 x 1 to few channels, k x k between few, 1 x 1 (Kim et al., 2016)."""
+CP: Final = Form(*(_needs_kernel, _cp_rank, _cp_split, _cp_product, _cp_steps))
+"""1 x 1, a depthwise k x k, 1 x 1 (Lebedev et al., 2015)."""
+
+
+def described(layer: Layer) -> str:
+    """A layer in words."""
+    if layer.kind != "Conv":
+        return "a {} x {} matrix".format(*layer.shape)
+    kernel = "x".join(str(n) for n in layer.shape[2:])
+    return f"a {kernel} kernel of {layer.channels} channels"
 
 
 def conv_geometry(layer: Layer) -> tuple[list[int], list[int], list[int]]:
@@ -174,14 +267,73 @@ def conv_geometry(layer: Layer) -> tuple[list[int], list[int], list[int]]:
     return strides, dilations, list(attrs.get("pads", [0] * 2 * dims))
 
 
-def work_share(layer: Layer, kind: Kind, rank: int, shapes: Any) -> float:
-    """Multiply-accumulates of the two layers over those of the one."""
-    if kind == "channel":
-        return rank * split_cost(layer, kind) / layer.size
-    rows, channels, height, width = layer.shape
-    taken, given = shapes.get(layer.input.name), shapes.get(layer.output.name)
-    # The first convolution runs at all input columns, whatever the stride along them.
-    columns = float(conv_geometry(layer)[0][1])
-    if not layer.path and taken and given and len(taken) == len(given) == 4 and given[3]:
-        columns = taken[3] / given[3]
-    return rank * (channels * height * columns + rows * width) / prod(layer.shape)
+def write_chain(model: Model, layer: Layer, steps: Sequence[Step], parts: Parts) -> None:
+    """Put nodes for all parts but the last before the layer's node, which takes the last.
+
+    The layer keeps its bias, output and id; the ids of the new nodes are the layer's with ``:a``,
+    ``:b`` and so on.
+    """
+    node, taken = layer.node, layer.input
+    # What is in the node now counts for the first of two factors of a Gemm.
+    own = dict(node.attrs)
+    for k, (step, part) in enumerate(zip(steps[:-1], parts[:-1], strict=True)):
+        op, attrs, weight = layer.kind, dict(step.attrs), _stored(layer, step, part)
+        if op == "Gemm":
+            attrs = own
+            if model.graph.opset < _BIAS_OPTIONAL_OPSET:
+                op, attrs = "MatMul", {}
+                weight = weight.T if layer.transposed else weight
+        inner = variable(model, layer.output)
+        names = (f"{layer.id}:{'abc'[k]}", *layer.names)
+        inputs = [taken, constant(model, weight.astype(np.float32))]
+        add_node(model, layer.graph, op, inputs, [inner], attrs, names, layer.path)
+        move_before(layer, node)
+        taken = inner
+    if layer.kind == "Conv":
+        node.attrs.clear()
+        node.attrs.update(steps[-1].attrs)
+    set_input(node, 0, taken)
+    last = _stored(layer, steps[-1], parts[-1])
+    set_input(node, 1, constant(model, last.astype(np.float32)))
+
+
+def move_before(layer: Layer, node: Any) -> None:
+    """Put the node that was added last before ``node``."""
+    made = layer.graph.nodes.pop()
+    place = next(k for k, other in enumerate(layer.graph.nodes) if other is node)
+    layer.graph.nodes.insert(place, made)
+
+
+def _stored(layer: Layer, step: Step, part: Floats) -> Floats:
+    whole = part.reshape(step.shape)
+    return whole if layer.kind == "Conv" or layer.transposed else whole.T
+
+
+def step_macs(layer: Layer, steps: Sequence[Step], shapes: Shapes) -> list[tuple[int, int]]:
+    """Places that each step gives values at, and its multiply-accumulates, in one run.
+
+    Places count 1 where shapes are unknown, as if nothing were strided.
+    """
+    taken = None if layer.path else shapes.get(layer.input.name)
+    if layer.kind != "Conv":
+        rows = prod(taken[:-1]) if taken else 1
+        return [(rows, rows * prod(step.shape)) for step in steps]
+    found = []
+    sizes = list(taken[2:]) if taken and len(taken) == len(layer.shape) else None
+    for step in steps:
+        if sizes is not None and taken:
+            sizes = [_places(step, k, n, len(sizes)) for k, n in enumerate(sizes)]
+            places = taken[0] * prod(sizes)
+        else:
+            places = 1
+        found.append((places, places * prod(step.shape)))
+    return found
+
+
+def _places(step: Step, axis: int, size: int, dims: int) -> int:
+    """Places along an axis that a kernel is put at."""
+    attrs = step.attrs
+    pads = attrs.get("pads", [0] * 2 * dims)
+    reach = attrs.get("dilations", [1] * dims)[axis] * (step.shape[2 + axis] - 1)
+    room = size + pads[axis] + pads[axis + dims] - reach - 1
+    return int(room // attrs.get("strides", [1] * dims)[axis] + 1)

@@ -7,10 +7,12 @@ import pytest
 
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.layers import Layer, layers
-from onnxslim_tk.graph.model import Model
+from onnxslim_tk.graph.model import Model, to_stored
 from onnxslim_tk.measure.observe import observe
+from onnxslim_tk.measure.runtime import running_operators
 from onnxslim_tk.passes.factorize import Factorize
 from onnxslim_tk.plan.proposal import Proposal
+from onnxslim_tk.recover.forms import FORMS, gain_of
 from tests.models import (
     CONTEXT,
     Array,
@@ -221,8 +223,9 @@ def test_the_layer_keeps_its_name_and_the_first_factor_answers_to_it() -> None:
     [
         ({"keep": 1.2}, r"factorize: keep must be in \(0, 1\], got 1.2"),
         ({"keep": 0.0}, r"factorize: keep must be in \(0, 1\], got 0.0"),
-        ({"kinds": ()}, r"factorize: kinds must be channel or spatial, got \(\)"),
-        ({"kinds": ("tucker",)}, "factorize: kinds must be channel or spatial"),
+        ({"kinds": ()}, r"factorize: kinds must be of channel, spatial, .*, got \(\)"),
+        ({"kinds": ("svd",)}, "factorize: kinds must be of channel, spatial, tucker, cp, blocks"),
+        ({"pays": "money"}, "factorize: pays must be latency or bytes, got 'money'"),
         ({"max_error": -1.0}, "factorize: max_error must be 0 or more, got -1.0"),
     ],
 )
@@ -264,10 +267,10 @@ def test_a_convolution_is_refused_with_a_reason(
     assert reasons(model_of(text, {"w": normal(1, *shape)}), method) == {"y": reason}
 
 
-def test_an_embedding_is_refused() -> None:
+def test_an_embedding_is_refused_where_time_is_to_be_saved() -> None:
     text = f"{HEAD} g (int64[N] i) => (float[N, 16] y) {{ y = Gather(table, i) }}"
     proto = model_of(text, {"table": normal(1, 200, 16)})
-    assert reasons(proto) == {"y": "an embedding is not factored"}
+    assert reasons(proto)["y"].startswith("an embedding takes no time to save; pays: bytes")
 
 
 def test_a_split_that_the_target_does_not_gain_from_is_refused() -> None:
@@ -284,4 +287,93 @@ def test_a_split_that_would_miss_too_much_is_refused() -> None:
 def test_a_weight_that_packs_well_already_is_refused() -> None:
     text = f"{HEAD} g (float[N, 64] x) => (float[N, 64] y) {{ y = MatMul(x, w) }}"
     found = reasons(model_of(text, {"w": np.sign(normal(1, 64, 64))}))
-    assert found == {"y": "the two factors would not be smaller once packed"}
+    assert found == {"y": "the 2 factors would not be smaller once packed"}
+
+
+@pytest.mark.parametrize("kind", ["tucker", "cp"])
+@pytest.mark.parametrize("name", ["conv", "striding", "valid"])
+def test_three_convolutions_compute_the_product_of_three_factors(name: str, kind: str) -> None:
+    model, feed = model_with(name), feed_of(name)
+    ANY.apply(model, [row_of(kind, 5)], FINE)
+    assert operators(model) == ["Conv", "Conv", "Conv"]
+    first, core, last = (layer.weight for layer in layers(model))
+    given = outputs_of(model, feed)["y"]
+    if kind == "tucker":
+        whole = np.einsum("nr,rsij,sc->ncij", last[..., 0, 0], core, first[..., 0, 0])
+    else:
+        whole = np.einsum("nr,rij,rc->ncij", last[..., 0, 0], core[:, 0], first[..., 0, 0])
+    dense = model_with(name)
+    next(layers(dense)).set_dense(dense, whole)
+    np.testing.assert_allclose(given, outputs_of(dense, feed)["y"], atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["tucker", "cp", "channel", "spatial", "blocks"])
+def test_multiply_accumulates_of_every_form_are_those_of_a_run(kind: str) -> None:
+    model, feed = model_with("striding"), feed_of("striding")
+    context = seen(model, feed, FINE)
+    (layer,) = layers(model)
+    before = layer.macs(context.shapes) or 0
+    _, saved, _ = gain_of(layer, FORMS[kind].steps(layer, 4), context.shapes, FINE.target)
+    ANY.apply(model, [row_of(kind, 4)], context)
+    shapes = observe(model, [feed], frozenset(), 0).shapes
+    assert saved == before - sum(part.macs(shapes) or 0 for part in layers(model))
+
+
+def test_blocks_become_a_convolution_in_groups() -> None:
+    whole = np.zeros((20, 12, 3, 3), np.float32)
+    for k in range(2):
+        whole[10 * k : 10 * k + 10, 6 * k : 6 * k + 6] = normal(k, 10, 6, 3, 3)
+    model, feed = model_with("striding", weight=whole), feed_of("striding")
+    expected = outputs_of(model, feed)["y"]
+    (row,) = asked(model, FINE, replace(ANY, kinds=("blocks",)))
+    assert row.details["rank"] == 2
+    assert row.error < 1e-9
+    ANY.apply(model, [row], FINE)
+    (layer,) = layers(model)
+    assert layer.groups == 2
+    np.testing.assert_allclose(outputs_of(model, feed)["y"], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["toeplitz", "hankel", "circulant", "kronecker", "channel"])
+@pytest.mark.parametrize("name", ["conv", "gemm", "turned", "matmul"])
+def test_what_is_only_stored_in_few_numbers_is_whole_again_at_load(name: str, kind: str) -> None:
+    model, feed = model_with(name), feed_of(name)
+    row = replace(row_of(kind, 3), details={"kind": kind, "rank": 3, "stored": True})
+    ANY.apply(model, [row], FINE)
+    given = outputs_of(model, feed)["y"]
+    dense = model_with(name)
+    (layer,) = layers(dense)
+    form = FORMS[kind]
+    whole = form.product(layer, form.split(layer, 3, None))
+    layer.set_dense(dense, layer.from_matrix(whole[None]))
+    np.testing.assert_allclose(given, outputs_of(dense, feed)["y"], atol=2e-3)
+    running = running_operators(to_stored(model))
+    assert not running.keys() & {"Gather", "Concat", "Transpose"}
+
+
+def test_a_form_that_saves_no_time_is_stored_where_bytes_are_asked_for() -> None:
+    weight = np.kron(normal(1, 4, 4), normal(2, 5, 8)).T.astype(np.float32)
+    for pays in ("latency", "bytes"):
+        model = model_with("matmul", weight=weight)
+        method = replace(ANY, kinds=("kronecker",), pays=pays)
+        if pays == "latency":
+            assert "no operators that run as fast" in refusals_of(model, FINE, method)["y"]
+            continue
+        (row,) = asked(model, FINE, method)
+        assert row.details["stored"]
+        assert row.cost_saved == 0
+        assert row.error < 1e-9
+
+
+def test_an_embedding_becomes_a_thin_one_and_a_product() -> None:
+    text = f"{HEAD} g (int64[N] i) => (float[N, 64] y) {{ y = Gather(table, i) }}"
+    table = normal(1, 400, 8) @ normal(2, 8, 64)
+    model = opened(model_of(text, {"table": table.astype(np.float32)}))
+    feed = {"i": np.arange(0, 400, 7)}
+    expected = outputs_of(model, feed)["y"]
+    (row,) = asked(model, FINE, replace(ANY, keep=0.2, pays="bytes"))
+    assert row.cost_saved < 0 < row.bytes_saved
+    ANY.apply(model, [row], FINE)
+    assert operators(model) == ["Gather", "MatMul"]
+    assert next(layers(model)).id == "y"
+    np.testing.assert_allclose(outputs_of(model, feed)["y"], expected, atol=1e-3)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.model import Model
+from onnxslim_tk.packing import pack
+from onnxslim_tk.passes.share import Share
 from onnxslim_tk.passes.sparsify import Sparsify
 from onnxslim_tk.plan.proposal import Context
 from tests.models import (
@@ -18,6 +21,7 @@ from tests.models import (
     opened,
     outputs_of,
     residual_cnn,
+    to_proto,
 )
 from tests.rows import IMAGES, TOKENS, asked, refusals_of, rows_of, seen
 
@@ -150,7 +154,7 @@ def test_a_share_out_of_range_is_an_error(sparsity: float) -> None:
 
 
 def test_an_unknown_scope_is_an_error() -> None:
-    with pytest.raises(RecipeError, match="scope must be layer or global, got 'model'"):
+    with pytest.raises(RecipeError, match="scope must be measured, layer or global, got 'model'"):
         Sparsify(scope="model")  # type: ignore[arg-type]
 
 
@@ -164,3 +168,99 @@ def test_nothing_to_do_and_nothing_to_gain_are_refused() -> None:
     proto = model_of(text, {"w": np.sign(normal(1, 64, 64))})
     assert reasons(proto, Sparsify(0.0)) == {"y": "no weight is to go"}
     assert reasons(proto, Sparsify(0.3)) == {"y": "zeros would not make the packed weight smaller"}
+
+
+@pytest.mark.parametrize("mask", ["magnitude", "wanda", "sparsegpt"])
+def test_every_mask_leaves_what_it_was_asked_to(mask: Any) -> None:
+    model = opened(mlp())
+    pruned(model, Sparsify(0.6, mask=mask), seen(model, TOKENS))
+    for share in zeros(model).values():
+        assert share == pytest.approx(0.6, abs=0.01) or share == 0
+
+
+@pytest.mark.parametrize("build", [mlp, residual_cnn])
+def test_a_pattern_lies_along_the_input_channels(build: Any) -> None:
+    feed = TOKENS if build is mlp else IMAGES
+    model = opened(build(0))
+    method = Sparsify(pattern="2:4")
+    rows = rows_of(model, seen(model, feed), method)
+    assert {row.setting for row in rows} == {"2:4"}
+    pruned(model, method, seen(model, feed))
+    done = {row.targets[0] for row in rows}
+    assert done
+    for layer in layers(model):
+        if layer.id not in done:
+            continue
+        weight = layer.weight if layer.kind == "Conv" else layer.matrix()[0]
+        whole = weight.shape[1] // 4 * 4
+        groups = np.moveaxis(weight[:, :whole], 1, -1).reshape(-1, 4)
+        assert (np.count_nonzero(groups, axis=1) <= 2).all()
+        assert np.count_nonzero(weight[:, whole:]) == weight[:, whole:].size
+
+
+def test_blocks_of_neighbours_go_together() -> None:
+    model = opened(mlp())
+    pruned(model, Sparsify(block=4, recover=False), CONTEXT)
+    for layer in layers(model):
+        if zeros(model)[layer.id]:
+            parts = layer.matrix()[0].reshape(-1, 4) == 0
+            assert (parts.all(1) | ~parts.any(1)).all()
+
+
+def test_zeros_go_where_the_outputs_feel_them_least() -> None:
+    text = f"""{HEAD} g (float[N, 32] x) => (float[N, 32] y) {{
+        a = MatMul(x, loud)
+        b = MatMul(x, quiet)
+        y = Add(a, b)
+    }}"""
+    weights = {"loud": 10 * normal(1, 32, 32), "quiet": normal(2, 32, 32)}
+    model = opened(model_of(text, weights))
+    context = replace(seen(model, TOKENS), feeds=(TOKENS,))
+    pruned(model, Sparsify(scope="measured"), context)
+    found = zeros(model)
+    assert found["a"] < 0.4
+    assert found["b"] > 0.6
+    assert sum(found.values()) / 2 == pytest.approx(0.5, abs=0.1)
+    assert sum(found.values()) / 2 >= 0.5
+
+
+def test_a_layer_whose_zeros_others_take_says_so() -> None:
+    text = f"""{HEAD} g (float[N, 32] x) => (float[N, 32] y) {{
+        a = MatMul(x, loud)
+        b = MatMul(x, quiet)
+        y = Add(a, b)
+    }}"""
+    weights = {"loud": 1000 * normal(1, 32, 32), "quiet": 1e-3 * normal(2, 32, 32)}
+    model = opened(model_of(text, weights))
+    context = replace(seen(model, TOKENS), feeds=(TOKENS,))
+    found = refusals_of(model, context, Sparsify(0.3, scope="measured"))
+    assert found == {"a": "the model's outputs feel its weights more than those of other layers"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mask": "random"}, "sparsify: mask must be magnitude, wanda or sparsegpt, got 'random'"),
+        ({"pattern": "4:2"}, "sparsify: pattern must be N:M with 0 < N < M <= 64, got '4:2'"),
+        ({"block": 0}, r"sparsify: block must be in \[1, 64\], got 0"),
+        ({"pattern": "2:4", "block": 2}, "sparsify: pattern and block exclude each other"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Sparsify(**settings)
+
+
+@pytest.mark.parametrize(("share", "bits"), [(0.5, 3.08), (0.7, 2.28), (0.8, 1.68), (0.9, 1.02)])
+def test_zeros_and_codes_of_four_bits_reach_the_ladder(share: float, bits: float) -> None:
+    text = f"{HEAD} g (float[N, 512] x) => (float[N, 1024] y) {{ y = MatMul(x, w) }}"
+    model = opened(model_of(text, {"w": normal(1, 512, 1024)}))
+    pruned(model, Sparsify(share), CONTEXT)
+    method = Share(16, effort="quick")
+    method.apply(model, asked(model, CONTEXT, method), CONTEXT)
+    assert zeros(model)["y"] >= share - 1e-3
+    proto = to_proto(model)
+    pack(proto)
+    # A scale for each channel, nodes and tables come on top.
+    extra = 4 * 1024 + 2500
+    assert proto.ByteSize() <= 1.05 * bits * 512 * 1024 / 8 + extra

@@ -238,6 +238,13 @@ def test_without_samples_weights_alone_are_compressed_with_a_warning(
     np.testing.assert_allclose(Session(result).run(x)["y"], Session(model).run(x)["y"], atol=0.2)
 
 
+def test_says_that_zeros_save_no_time(model: Path, samples: Samples, tmp_path: Path) -> None:
+    zeros = recipe("stages: {tidy: [clean, fuse], zeros: [{sparsify: {scope: measured}}]}")
+    report = optimize(model, tmp_path / "out.onnx", zeros, options(samples, Budget()))
+    assert {row.method for row in report.plan.stages[-1].rows} == {"sparsify"}
+    assert any(text.startswith("zeros save bytes, not time") for text in report.warnings)
+
+
 def samples_of_zero() -> dict[str, np.ndarray]:
     return {"x": np.zeros((2, 32), np.float32)}
 

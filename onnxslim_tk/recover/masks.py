@@ -1,0 +1,94 @@
+"""Which weights of a layer go, and what that costs at its output."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxslim_tk.graph.layers import Layer
+from onnxslim_tk.kernels.grouped import grouped_error, grouped_masked_refit
+from onnxslim_tk.kernels.sparsity import (
+    block_mask,
+    magnitude_mask,
+    pattern_mask,
+    relative_scores,
+    swept_mask,
+)
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+Way = Literal["magnitude", "wanda", "sparsegpt"]
+# An estimate looks at some rows and stops early: more iterations only lower the error.
+_ROWS: Final = 256
+_ITERATIONS: Final = 10
+# Columns that a sweep chooses among at once.
+_SWEPT: Final = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Masking:
+    """How weights are compared, and the form in which they go.
+
+    ``pattern`` (N, M) leaves N of each M neighbours along the input channels; a ``block`` of
+    neighbours goes or stays as one. Without samples every way compares magnitudes.
+    """
+
+    way: Way
+    pattern: tuple[int, int] | None = None
+    block: int = 1
+
+    def mask(self, layer: Layer, matrix: Floats, sparsity: float, second: Floats | None) -> Mask:
+        """True where a weight of ``matrix`` ``(groups, rows, inputs)`` stays.
+
+        ``second`` is the covariance of the inputs, ``(groups, inputs, inputs)``. A pattern has a
+        share of zeros of its own, whatever ``sparsity`` says.
+        """
+        channels = layer.shape[1] if layer.kind == "Conv" else matrix.shape[-1]
+        # Neighbours are input channels at one position of the kernel.
+        order = np.arange(matrix.shape[-1]).reshape(channels, -1).T.ravel()
+        weights = matrix[..., order]
+        choose = partial(self._chosen, channels, sparsity)
+        if self.way == "magnitude" or second is None:
+            keep = choose(relative_scores(weights))
+        elif self.way == "wanda":
+            energies = np.diagonal(second, axis1=1, axis2=2)[:, order]
+            keep = choose(relative_scores(weights, energies))
+        else:
+            turned = (c[np.ix_(order, order)] for c in second)
+            step = channels if self.pattern is not None or self.block > 1 else _SWEPT
+            parts = zip(weights, turned, strict=True)
+            keep = np.stack(
+                [
+                    swept_mask(w, c, lambda s: choose(relative_scores(s)), block=step)
+                    for w, c in parts
+                ]
+            )
+        back = np.empty_like(keep)
+        back[..., order] = keep
+        return back
+
+    def _chosen(self, channels: int, sparsity: float, scores: Floats) -> Mask:
+        if self.pattern is None and self.block == 1:
+            return magnitude_mask(scores, sparsity)
+        by_position = scores.reshape(*scores.shape[:-1], -1, channels)
+        if self.pattern is not None:
+            keep = pattern_mask(by_position, *self.pattern)
+        else:
+            keep = block_mask(by_position, sparsity, self.block)
+        return keep.reshape(scores.shape)
+
+
+def masked_error(matrix: Floats, mask: Mask, second: Floats | None, refit: bool) -> float:
+    """Relative squared error of a layer's output, told from some of its rows.
+
+    With ``refit``, what it is once the weights that stay make up for the others.
+    """
+    step = -(-matrix.shape[1] // _ROWS)
+    weights, keep = matrix[:, ::step], mask[:, ::step]
+    if refit and second is not None:
+        changed = grouped_masked_refit(weights, keep, second, iterations=_ITERATIONS)
+    else:
+        changed = np.where(keep, weights, 0.0)
+    return grouped_error(weights, changed, second)
