@@ -1,4 +1,4 @@
-"""Cutting channels: constants get shorter, and the numbers that count their entries are put right."""
+"""Cutting channels: constants get shorter, and the numbers that count their entries change."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,20 +26,20 @@ def cut_channels(model: Model, kept: Sequence[tuple[Group, NDArray[np.int64]]]) 
         key = id(tensor), marks
         if key not in new:
             values = values_of(tensor)
-            for axis, mask in masks.items():
-                values = values.compress(mask, axis)
+            for axis, stays in masks.items():
+                values = values.compress(stays, axis)
             new[key] = constant(model, values)
             # Held, so that no other tensor gets its id.
             held.append(tensor)
         set_input(node, slot, new[key])
-    for node, attribute, slot, index, mask in removal.counts():
-        _restate(model, node, attribute, slot, index, int(mask.sum()))
+    for count in removal.counts():
+        _restate(model, *count)
     for node, parts in removal.sizes():
         _resize(model, node, [int(mask.sum()) for mask in parts])
-    for node, mask in removal.picks():
+    for node, stays in removal.picks():
         index = values_of(node.inputs[1])
-        left = index[mask[index]]
-        places = np.cumsum(mask) - 1
+        left = index[stays[index]]
+        places = np.cumsum(stays) - 1
         set_input(node, 1, constant(model, places[left].astype(index.dtype)))
 
 
@@ -102,12 +102,12 @@ class _Removal:
         return list(found.values())
 
 
-def _restate(model: Model, node: Node, attribute: str, slot: int, index: int, count: int) -> None:
+def _restate(model: Model, node: Node, attribute: str, slot: int, index: int, stays: Mask) -> None:
     if attribute:
-        node.attrs[attribute] = count
+        node.attrs[attribute] = int(stays.sum())
         return
     values: NDArray[Any] = values_of(node.inputs[slot]).copy()
-    values.reshape(-1)[index] = count
+    values.reshape(-1)[index] = stays.sum()
     set_input(node, slot, constant(model, values))
 
 

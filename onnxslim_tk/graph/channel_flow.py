@@ -245,7 +245,7 @@ class Flow:
 
     # What comes of it.
 
-    def channels(self) -> tuple[NDArray[np.intp], Mapping[int, str]]:
+    def channels(self) -> tuple[NDArray[Any], Mapping[int, str]]:
         """The number of the channel that each label belongs to, and why some of them stay."""
         ties = self._ties or [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
         first, second = (np.concatenate(side) for side in zip(*ties, strict=True))

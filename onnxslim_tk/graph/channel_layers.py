@@ -162,12 +162,15 @@ def recurrent(flow: Flow, node: Node, inputs: Inputs) -> Outputs:
     flow.note("produces", kept, 1, own[1])
     flow.note("passes", kept, 2, own[2])
     (directions,) = stay(len(own[0]))
-    whole, last = (x[0], directions, x[1], units), (directions, x[1], units)
-    return [whole, last, last][: len(node.outputs)]
+    last = (directions, x[1], units)
+    given: Outputs = [(x[0], *last), last, last]
+    return given[: len(node.outputs)]
 
 
 def _trouble(flow: Flow, node: Node) -> str:
     """Why the channels of a layer stay, where they do."""
+    if any(not layer.is_dense for layer in flow.layers(node)):
+        return f"the weight of {flow.label(node)} is stored behind a scale"
     bias = input_at(node, 2) if node.op in ("Conv", "ConvTranspose", "Gemm") else None
     if bias is not None and not is_constant(bias):
         return f"the bias of {flow.label(node)} is not a constant"

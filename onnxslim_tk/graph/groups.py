@@ -59,7 +59,7 @@ class Group:
         """For each label the number of its channel in the group, or -1."""
         place = np.full(len(self.view.roots), -1, np.int64)
         place[self.roots] = np.arange(self.count)
-        return place[self.view.roots[labels]]
+        return np.asarray(place[self.view.roots[labels]], np.int64)
 
     @property
     def width(self) -> int:
@@ -94,25 +94,28 @@ def channel_groups(
     ``shapes`` are by tensor name, as seen in a run. Of attention, whole ``heads`` are channels or,
     with ``size``, the same place in all of them.
     """
-    shapes = {**sizes_given(model, shapes), **shapes} if _is_open(model, shapes) else shapes
-    found = _groups(_followed(model, shapes, outer=False))
-    if not any(isinstance(group, Group) and group.attention for group in found):
-        attended = any(isinstance(group, Barrier) for group in found)
-        if not attended:
-            return found
-    if attention == "size":
+    if _is_open(model, shapes):
+        shapes = {**sizes_given(model, shapes), **shapes}
+    view = _followed(model, shapes, outer=False)
+    found = _groups(view)
+    if attention == "size" or not view.flow.attended:
         return found
-    heads = [g for g in _groups(_followed(model, shapes, outer=True)) if isinstance(g, Group)]
-    heads = [group for group in heads if group.attention]
-    names = {layer.id for group in heads for layer in group.producers}
-    kept = [g for g in found if not isinstance(g, Group) or not g.attention]
-    rest = [g for g in kept if isinstance(g, Group) or g.id[0] not in names]
-    return [*rest, *heads]
+    others = _groups(_followed(model, shapes, outer=True))
+    heads = [group for group in others if isinstance(group, Group) and group.attention]
+    makers = {layer.id for group in heads for layer in group.producers}
+    rest = [group for group in found if isinstance(group, Group) and not group.attention]
+    barriers = [b for b in found if isinstance(b, Barrier) and b.id[0] not in makers]
+    named = {layer.id for group in (*rest, *heads) for layer in group.producers}
+    # Places in heads that could go, where heads can't.
+    reason = "products of activations tie its channels"
+    lost = [g for g in found if isinstance(g, Group) and g.attention]
+    names = dict.fromkeys(layer.id for group in lost for layer in group.producers)
+    return [*rest, *heads, *barriers, *(Barrier((n,), reason) for n in names if n not in named)]
 
 
 def _is_open(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether a run doesn't show all shapes."""
-    return not shapes or any(True for node in model.graph.nodes for _ in node.subgraphs())
+    return not shapes or any(list(node.subgraphs()) for node in model.graph.nodes)
 
 
 def _followed(model: Model, shapes: Mapping[str, tuple[int, ...]], outer: bool) -> View:
@@ -178,7 +181,7 @@ def _branch(flow: Flow, node: Node, inner: Sequence[tuple[str, Graph]], path: st
         given.append([flow.of(tensor) for tensor in body.outputs])
     flow.path = path
     for k, tensor in enumerate(node.outputs):
-        ends = [axes[k] for axes in given] if node.op == "If" else [None]
+        ends: list[Axes | None] = [axes[k] for axes in given] if node.op == "If" else [None]
         first, whole = ends[0], [axes for axes in ends if axes is not None]
         ranks = {len(axes) for axes in whole}
         if first is None or len(whole) < len(ends) or len(ranks) > 1:
@@ -191,8 +194,8 @@ def _branch(flow: Flow, node: Node, inner: Sequence[tuple[str, Graph]], path: st
                 flow.tie(a, b, reason)
         flow.write(tensor, first)
     if node.op != "If":
-        for axes in (axes for ends in given for axes in ends):
-            flow.fix(axes or (), reason)
+        for inside in (axes for body in given for axes in body):
+            flow.fix(inside or (), reason)
 
 
 def _groups(view: View) -> list[Group | Barrier]:

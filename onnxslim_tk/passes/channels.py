@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import floor, gcd
 from typing import Any, ClassVar, Literal
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +14,19 @@ from onnxslim_tk.graph.edit import output_names, values_of
 from onnxslim_tk.graph.groups import Barrier, Group, channel_groups
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
-from onnxslim_tk.kernels.elimination import Elimination, Reader, eliminate, loss
+from onnxslim_tk.kernels.elimination import Elimination, Reader, eliminate
 from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.allocation import Figures, Ladder, Shares, allocate
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal, matches
 from onnxslim_tk.recover.bias import moments_of, shift_bytes
 from onnxslim_tk.recover.narrowing import Loss, columns_on, readers_of, refit, refit_in_order
+from onnxslim_tk.recover.ranking import by_scores, importance
 
 Array = NDArray[Any]
 Indices = NDArray[np.int64]
 _MILDER = 3
-_PROBED = 6
+_PROBED = 12
 _IMPORTANCE = ("obs", "energy", "l1", "l2", "random")
 
 
@@ -83,13 +83,11 @@ class Channels:
             else:
                 choices.append(_Choice.of(found, tuned, context))
         asked = [choice.least for choice in choices]
-        for figure in ("macs", "latency", "parameters"):
-            share = getattr(self, figure)
-            if share is not None:
-                counts = _allocated(self, model, choices, figure, share, context)
-                # The first limit tells; another one narrows what it leaves.
-                narrowed = asked == [choice.least for choice in choices]
-                asked = counts if narrowed else [min(a, b) for a, b in zip(asked, counts)]
+        limits = {name: getattr(self, name) for name in ("macs", "latency", "parameters")}
+        given = {name: share for name, share in limits.items() if share is not None}
+        if given and choices:
+            every = _allocated(self, model, choices, given, context)
+            asked = [min(counts) for counts in zip(*every, strict=True)]
         yield from _rows(model, choices, asked, context)
 
     def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
@@ -213,8 +211,8 @@ class _Choice:
         if tuned.importance == "obs":
             found = eliminate(readers, floors, group.parts)
         else:
-            scores = _importance(group, readers, tuned.importance, context)
-            found = _by_scores(readers, scores, floors, group.parts)
+            scores = importance(group, readers, tuned.importance, context.seed)
+            found = by_scores(readers, scores, floors, group.parts)
         return cls(group, tuned, readers, found, step, max(least, sum(floors)))
 
     def kept(self, count: int) -> Indices:
@@ -248,69 +246,14 @@ class _Choice:
         return Proposal(targets, self.tuned.name, setting, details, error=self.error(count))
 
 
-def _importance(
-    group: Group, readers: Sequence[Reader], kind: str, context: Context
-) -> NDArray[np.float64]:
-    if kind == "random":
-        rng = np.random.default_rng([context.seed, crc32("\n".join(group.id).encode())])
-        return rng.random(group.count)
-    if kind == "energy":
-        return np.asarray(np.sum([_energies(reader) for reader in readers], axis=0), np.float64)
-    total = np.zeros(group.count)
-    for part in group.touched:
-        if part.role == "produces":
-            on = group.channels_on(part.labels)
-            rows = np.moveaxis(part.layer.weight, part.axis, 0).reshape(len(on), -1)
-            sizes = np.abs(rows) if kind == "l1" else np.square(rows, dtype=np.float64)
-            sums = np.bincount(on[on >= 0], sizes.sum(1)[on >= 0], group.count)
-            norms = sums if kind == "l1" else np.sqrt(sums)
-            # Each maker has the same say, whatever the scale of its weights.
-            total += norms / (norms.mean() or 1.0)
-    return total
-
-
-def _energies(reader: Reader) -> NDArray[np.float64]:
-    """Share of a reader's output variance that each channel brings, as if none were correlated."""
-    matrix = np.asarray(reader.matrix, np.float64)
-    energies = np.zeros(len(reader.blocks))
-    for k, block in enumerate(reader.blocks):
-        columns = block[block >= 0]
-        part = matrix[:, columns]
-        own = (
-            part
-            if reader.covariance is None
-            else part @ reader.covariance[np.ix_(columns, columns)]
-        )
-        energies[k] = np.vdot(own, part)
-    return np.maximum(energies, 0.0) / (reader.power or 1.0)
-
-
-def _by_scores(
-    readers: Sequence[Reader], scores: Array, floors: Sequence[int], parts: Indices
-) -> Elimination:
-    """Channels of the lowest scores go first; errors are those after a refit."""
-    room = np.bincount(parts, minlength=len(floors)) - np.asarray(floors)
-    order: list[int] = []
-    for channel in np.argsort(scores, kind="stable").tolist():
-        if room[parts[channel]] > 0:
-            order.append(channel)
-            room[parts[channel]] -= 1
-    marks = sorted({max(1, round(len(order) * k / 8)) for k in range(1, 9)})
-    gone = np.array(order, np.int64)
-    seen = [sum(loss(reader, gone[:mark]) for reader in readers) for mark in marks]
-    errors = np.interp(np.arange(1, len(order) + 1), [0, *marks], [0.0, *seen])
-    return Elimination(gone, errors)
-
-
 def _allocated(
     method: Channels,
     model: Model,
     choices: Sequence[_Choice],
-    figure: str,
-    share: float,
+    shares: Mapping[str, float],
     context: Context,
-) -> list[int]:
-    """How many channels each group keeps, so that a figure of the whole model falls to a share."""
+) -> list[list[int]]:
+    """How many channels each group keeps, so that each figure of the model falls to its share."""
     found = list(layers(model))
     figures = Figures(found, context.shapes, context.target)
     weights = _output_errors(method, model, choices, context)
@@ -321,8 +264,14 @@ def _allocated(
         )
         for choice, weight in zip(choices, weights, strict=True)
     ]
-    steps = allocate(ladders, getattr(figures, figure), [layer.id for layer in found], share)
-    return [choice.counts[step] for choice, step in zip(choices, steps, strict=True)]
+    names = [layer.id for layer in found]
+    every = [
+        allocate(ladders, getattr(figures, name), names, share) for name, share in shares.items()
+    ]
+    return [
+        [choice.counts[step] for choice, step in zip(choices, steps, strict=True)]
+        for steps in every
+    ]
 
 
 def _output_errors(
@@ -337,9 +286,11 @@ def _output_errors(
     alone = replace(context, feeds=())
     found = []
     for choice in choices:
-        row = choice.row(choice.least)
+        # About a third less: what breaks the model tells little of what doesn't.
+        count = choice.counts[-(-len(choice.counts) // 3)]
+        row = choice.row(count)
         error = probe.error(lambda twin, row=row: method.apply(twin, [row], alone))  # type: ignore[misc]
-        expected = choice.error(choice.least)
+        expected = choice.error(count)
         found.append(min(error, 1e9) / expected if expected > 0 else 1.0)
     return found
 
@@ -351,7 +302,7 @@ def _rows(
     found = list(layers(model))
     figures = Figures(found, context.shapes, context.target)
     outputs = output_names(model)
-    whole = {layer.id: {} for layer in found}
+    whole: dict[str, dict[int, float]] = {layer.id: {} for layer in found}
     every = [choice.shares(count) for choice, count in zip(choices, asked, strict=True)]
     for k, (choice, least) in enumerate(zip(choices, asked, strict=True)):
         if least == choice.group.count:

@@ -12,7 +12,7 @@ from onnxslim_tk.graph.groups import Group
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.kernels.elimination import Reader
-from onnxslim_tk.kernels.least_squares import damped, mean_shift, refit_columns
+from onnxslim_tk.kernels.least_squares import damped, mean_shift, refit_columns, shrinkage
 from onnxslim_tk.measure.observe import Moments, Statistics, fetch
 from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.measure.rows import input_rows
@@ -71,8 +71,11 @@ def _spread(moments: Moments, group: int) -> Array:
     """The covariance about the mean, with a floor that rounding can't reach."""
     assert moments.second is not None
     second, mean = moments.second[group], moments.mean[group]
-    floor = _ROUNDING * np.trace(second)
-    return np.asarray(second - np.outer(mean, mean) + floor * np.eye(len(mean)), np.float64)
+    spread = np.asarray(second - np.outer(mean, mean), np.float64)
+    # Few rows show inputs that make up for each other by chance.
+    floor = shrinkage(spread, moments.count) * max(np.trace(spread), 0.0) / len(mean)
+    spread[np.diag_indices_from(spread)] += floor + _ROUNDING * np.trace(second)
+    return spread
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -193,7 +196,7 @@ def _refit_behind(
     cross = (y - y_mean).astype(np.float32).T @ centred
     # Where inputs hardly vary, the weight that stands there is the better guess.
     current = layer.matrix()[0]
-    normal = damped(spread, _DAMPING)
+    normal = damped(spread, max(_DAMPING, shrinkage(spread, len(x))))
     pull = normal - spread
     weight = np.linalg.solve(normal, (cross / len(x) + current @ pull).T).T
     old_bias, new_bias = source.bias(outputs), layer.bias(outputs)

@@ -15,7 +15,7 @@ Array = NDArray[Any]
 
 def network(
     body: str,
-    weights: Mapping[str, tuple[int, ...] | Array],
+    weights: Mapping[str, Any],
     inputs: str = "float[N, 3, 8, 8] x",
     output: str = "float[A, B] y",
     opset: int = 17,
@@ -38,20 +38,32 @@ TOKENS = {"x": normal(91, 2, 5, 16)}
 SEQUENCE = {"x": normal(92, 6, 2, 10)}
 
 
-def head(channels: int) -> dict[str, tuple[int, ...]]:
+def head(channels: int) -> dict[str, Any]:
     return {"wy": (5, channels), "by": (5,)}
 
 
 def plain_chain() -> onnx.ModelProto:
     body = "c1 = Conv<pads=[1,1,1,1]>(x, w1, b1) r1 = Relu(c1) c2 = Conv(r1, w2, b2) r2 = Relu(c2)"
-    weights = {"w1": (8, 3, 3, 3), "b1": (8,), "w2": (12, 8, 3, 3), "b2": (12,), **head(12)}
+    weights: dict[str, Any] = {
+        "w1": (8, 3, 3, 3),
+        "b1": (8,),
+        "w2": (12, 8, 3, 3),
+        "b2": (12,),
+        **head(12),
+    }
     return network(body + HEAD.format("r2"), weights)
 
 
 def residual() -> onnx.ModelProto:
     body = """c0 = Conv(x, w0, b0) c1 = Conv<pads=[1,1,1,1]>(c0, w1) r1 = Relu(c1)
         c2 = Conv<pads=[1,1,1,1]>(r1, w2) s = Add(c0, c2) r = Relu(s)"""
-    weights = {"w0": (8, 3, 1, 1), "b0": (8,), "w1": (12, 8, 3, 3), "w2": (8, 12, 3, 3), **head(8)}
+    weights: dict[str, Any] = {
+        "w0": (8, 3, 1, 1),
+        "b0": (8,),
+        "w1": (12, 8, 3, 3),
+        "w2": (8, 12, 3, 3),
+        **head(8),
+    }
     return network(body + HEAD.format("r"), weights)
 
 
@@ -60,7 +72,12 @@ def preactivation_residual() -> onnx.ModelProto:
         c1 = Conv<pads=[1,1,1,1]>(r1, w1) n2 = BatchNormalization(c1, bs, bb, bm, bv)
         r2 = Relu(n2) c2 = Conv<pads=[1,1,1,1]>(r2, w2) s = Add(c0, c2)
         n3 = BatchNormalization(s, cs, cb, cm, cv) r3 = Relu(n3)"""
-    weights = {"w0": (8, 3, 1, 1), "w1": (12, 8, 3, 3), "w2": (8, 12, 3, 3), **head(8)}
+    weights: dict[str, Any] = {
+        "w0": (8, 3, 1, 1),
+        "w1": (12, 8, 3, 3),
+        "w2": (8, 12, 3, 3),
+        **head(8),
+    }
     more = {**statistics(1, 8, "a"), **statistics(5, 12, "b"), **statistics(9, 8, "c")}
     return network(body + HEAD.format("r3"), {**weights, **more})
 
@@ -69,7 +86,12 @@ def bottleneck() -> onnx.ModelProto:
     body = """c0 = Conv(x, w0) a = Conv(c0, wa) ra = Relu(a)
         b = Conv<pads=[1,1,1,1], strides=[2,2]>(ra, wb) rb = Relu(b) c = Conv(rb, wc)
         d = Conv<strides=[2,2]>(c0, wd) s = Add(c, d) r = Relu(s)"""
-    weights = {"w0": (8, 3, 1, 1), "wa": (6, 8, 1, 1), "wb": (6, 6, 3, 3), "wc": (16, 6, 1, 1)}
+    weights: dict[str, Any] = {
+        "w0": (8, 3, 1, 1),
+        "wa": (6, 8, 1, 1),
+        "wb": (6, 6, 3, 3),
+        "wc": (16, 6, 1, 1),
+    }
     return network(body + HEAD.format("r"), {**weights, "wd": (16, 8, 1, 1), **head(16)})
 
 
@@ -78,7 +100,12 @@ def dense_concat() -> onnx.ModelProto:
         c1 = Conv<pads=[1,1,1,1]>(r1, w1) t1 = Concat<axis=1>(c0, c1)
         n2 = BatchNormalization(t1, bs, bb, bm, bv) r2 = Relu(n2)
         c2 = Conv<pads=[1,1,1,1]>(r2, w2) t2 = Concat<axis=1>(t1, c2)"""
-    weights = {"w0": (8, 3, 1, 1), "w1": (4, 8, 3, 3), "w2": (4, 12, 3, 3), **head(16)}
+    weights: dict[str, Any] = {
+        "w0": (8, 3, 1, 1),
+        "w1": (4, 8, 3, 3),
+        "w2": (4, 12, 3, 3),
+        **head(16),
+    }
     more = {**statistics(1, 8, "a"), **statistics(5, 12, "b")}
     return network(body + HEAD.format("t2"), {**weights, **more})
 
@@ -87,7 +114,12 @@ def inception_branches() -> onnx.ModelProto:
     body = """a = Conv(x, wa) b0 = Conv(x, wb0) b = Conv<pads=[1,1,1,1]>(b0, wb)
         m = MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>(x) c = Conv(m, wc)
         t = Concat<axis=1>(a, b, c) r = Relu(t) d = Conv(r, wd)"""
-    weights = {"wa": (4, 3, 1, 1), "wb0": (6, 3, 1, 1), "wb": (8, 6, 3, 3), "wc": (4, 3, 1, 1)}
+    weights: dict[str, Any] = {
+        "wa": (4, 3, 1, 1),
+        "wb0": (6, 3, 1, 1),
+        "wb": (8, 6, 3, 3),
+        "wc": (4, 3, 1, 1),
+    }
     return network(body + HEAD.format("d"), {**weights, "wd": (10, 16, 1, 1), **head(10)})
 
 
@@ -97,7 +129,12 @@ def unet_with_skip_and_resize() -> onnx.ModelProto:
         e2 = Conv<pads=[1,1,1,1]>(d1, w2) r2 = Relu(e2)
         u = Resize<mode="nearest">(r2, , scales) t = Concat<axis=1>(u, r1)
         e3 = Conv<pads=[1,1,1,1]>(t, w3) r3 = Relu(e3) y = Conv(r3, w4)"""
-    weights = {"w1": (8, 3, 3, 3), "w2": (12, 8, 3, 3), "w3": (8, 20, 3, 3), "w4": (2, 8, 1, 1)}
+    weights: dict[str, Any] = {
+        "w1": (8, 3, 3, 3),
+        "w2": (12, 8, 3, 3),
+        "w3": (8, 20, 3, 3),
+        "w4": (2, 8, 1, 1),
+    }
     return network(body, {**weights, "scales": np.array([1, 1, 2, 2], np.float32)}, output=MAP)
 
 
@@ -105,7 +142,12 @@ def mobilenet_v2() -> onnx.ModelProto:
     body = """c0 = Conv(x, w0) e = Conv(c0, we, be) re = Clip(e, zero, six)
         d = Conv<group=16, pads=[1,1,1,1]>(re, wd, bd) rd = Clip(d, zero, six)
         p = Conv(rd, wp) s = Add(c0, p)"""
-    weights = {"w0": (8, 3, 1, 1), "we": (16, 8, 1, 1), "be": (16,), "wd": (16, 1, 3, 3)}
+    weights: dict[str, Any] = {
+        "w0": (8, 3, 1, 1),
+        "we": (16, 8, 1, 1),
+        "be": (16,),
+        "wd": (16, 1, 3, 3),
+    }
     limits = {"zero": np.float32(0), "six": np.float32(6)}
     weights |= {"bd": (16,), "wp": (8, 16, 1, 1), **head(8)}
     return network(body + HEAD.format("s"), {**weights, **limits})
@@ -115,7 +157,12 @@ def mobilenet_v3_with_se() -> onnx.ModelProto:
     body = """e = Conv(x, we) he = HardSwish(e) d = Conv<group=16, pads=[1,1,1,1]>(he, wd)
         hd = HardSwish(d) q = GlobalAveragePool(hd) s1 = Conv(q, ws1, bs1) r = Relu(s1)
         s2 = Conv(r, ws2, bs2) g = HardSigmoid(s2) m = Mul(g, hd) p = Conv(m, wp)"""
-    weights = {"we": (16, 3, 1, 1), "wd": (16, 1, 3, 3), "ws1": (6, 16, 1, 1), "bs1": (6,)}
+    weights: dict[str, Any] = {
+        "we": (16, 3, 1, 1),
+        "wd": (16, 1, 3, 3),
+        "ws1": (6, 16, 1, 1),
+        "bs1": (6,),
+    }
     weights |= {"ws2": (16, 6, 1, 1), "bs2": (16,), "wp": (8, 16, 1, 1), **head(8)}
     return network(body + HEAD.format("p"), weights)
 
@@ -126,7 +173,12 @@ def channel_shuffle() -> onnx.ModelProto:
         b3 = Conv(b2, w3) r3 = Relu(b3) t = Concat<axis=1>(a, r3)
         g = Reshape(t, apart) h = Transpose<perm=[0,2,1,3,4]>(g) k = Reshape(h, together)
         d = Conv(k, w4)"""
-    weights = {"w0": (16, 3, 1, 1), "w1": (6, 8, 1, 1), "w2": (6, 1, 3, 3), "w3": (8, 6, 1, 1)}
+    weights: dict[str, Any] = {
+        "w0": (16, 3, 1, 1),
+        "w1": (6, 8, 1, 1),
+        "w2": (6, 1, 3, 3),
+        "w3": (8, 6, 1, 1),
+    }
     shapes = {
         "halves": np.array([8, 8]),
         "apart": np.array([-1, 2, 8, 8, 8]),
@@ -138,7 +190,12 @@ def channel_shuffle() -> onnx.ModelProto:
 def grouped() -> onnx.ModelProto:
     body = """c0 = Conv(x, w0) r0 = Relu(c0) c1 = Conv<group=4, pads=[1,1,1,1]>(r0, w1, b1)
         r1 = Relu(c1) c2 = Conv(r1, w2)"""
-    weights = {"w0": (16, 3, 1, 1), "w1": (24, 4, 3, 3), "b1": (24,), "w2": (8, 24, 1, 1)}
+    weights: dict[str, Any] = {
+        "w0": (16, 3, 1, 1),
+        "w1": (24, 4, 3, 3),
+        "b1": (24,),
+        "w2": (8, 24, 1, 1),
+    }
     return network(body + HEAD.format("c2"), {**weights, **head(8)})
 
 
@@ -146,7 +203,7 @@ def transposed_decoder() -> onnx.ModelProto:
     body = """c = Conv<strides=[2,2]>(x, w0, b0) r = Relu(c)
         d1 = ConvTranspose<strides=[2,2]>(r, w1, b1) r1 = Relu(d1)
         d2 = ConvTranspose<group=2, kernel_shape=[2,2]>(r1, w2, b2) r2 = Relu(d2) y = Conv(r2, w3)"""
-    weights = {"w0": (12, 3, 2, 2), "b0": (12,), "w1": (12, 8, 2, 2), "b1": (8,)}
+    weights: dict[str, Any] = {"w0": (12, 3, 2, 2), "b0": (12,), "w1": (12, 8, 2, 2), "b1": (8,)}
     return network(
         body, {**weights, "w2": (8, 6, 2, 2), "b2": (12,), "w3": (2, 12, 1, 1)}, output=MAP
     )
@@ -156,7 +213,12 @@ def yolo_c2f() -> onnx.ModelProto:
     body = """c = Conv(x, w0) s0 = Sigmoid(c) m = Mul(c, s0) a, b = Split<axis=1>(m, halves)
         b1 = Conv<pads=[1,1,1,1]>(b, w1) b2 = Conv<pads=[1,1,1,1]>(b1, w2) s = Add(b, b2)
         t = Concat<axis=1>(a, b, s) d = Conv(t, w3)"""
-    weights = {"w0": (16, 3, 1, 1), "w1": (6, 8, 3, 3), "w2": (8, 6, 3, 3), "w3": (10, 24, 1, 1)}
+    weights: dict[str, Any] = {
+        "w0": (16, 3, 1, 1),
+        "w1": (6, 8, 3, 3),
+        "w2": (8, 6, 3, 3),
+        "w3": (10, 24, 1, 1),
+    }
     halves = {"halves": np.array([8, 8])}
     return network(body + HEAD.format("d"), {**weights, **halves, **head(10)})
 
@@ -166,7 +228,12 @@ def feature_pyramid() -> onnx.ModelProto:
         c2 = Conv<pads=[1,1,1,1], strides=[2,2]>(r1, w2) r2 = Relu(c2)
         l1 = Conv(r1, v1, b1) l2 = Conv(r2, v2, b2) u = Resize<mode="nearest">(l2, , , sizes)
         s = Add(l1, u) o1 = Conv(s, q) o2 = Conv(l2, q) y = Relu(o1) z = Relu(o2)"""
-    weights = {"w1": (8, 3, 3, 3), "w2": (12, 8, 3, 3), "v1": (10, 8, 1, 1), "v2": (10, 12, 1, 1)}
+    weights: dict[str, Any] = {
+        "w1": (8, 3, 3, 3),
+        "w2": (12, 8, 3, 3),
+        "v1": (10, 8, 1, 1),
+        "v2": (10, 12, 1, 1),
+    }
     weights |= {"b1": (10,), "b2": (10,), "q": (4, 10, 1, 1)}
     sizes = {"sizes": np.array([2, 10, 8, 8])}
     return network(body, {**weights, **sizes}, output="float[A, B, C, D] y, float[E, F, G, H] z")
@@ -175,7 +242,13 @@ def feature_pyramid() -> onnx.ModelProto:
 def flatten_to_gemm() -> onnx.ModelProto:
     body = """c = Conv<strides=[4,4]>(x, w0, b0) r = Relu(c) f = Flatten(r)
         g = Gemm(f, w1, b1) r1 = Relu(g) y = MatMul(r1, w2)"""
-    weights = {"w0": (8, 3, 4, 4), "b0": (8,), "w1": (32, 12), "b1": (12,), "w2": (12, 5)}
+    weights: dict[str, Any] = {
+        "w0": (8, 3, 4, 4),
+        "b0": (8,),
+        "w1": (32, 12),
+        "b1": (12,),
+        "w2": (12, 5),
+    }
     return network(body, weights)
 
 
@@ -189,7 +262,7 @@ def reshape_of_any_batch() -> onnx.ModelProto:
 def unfolded_normalization() -> onnx.ModelProto:
     body = """c = Conv<pads=[1,1,1,1]>(x, w1) n = BatchNormalization(c, as, ab, am, av) r = Relu(n)
         d = Conv(r, w2) m = BatchNormalization(d, bs, bb, bm, bv) q = Relu(m)"""
-    weights = {"w1": (8, 3, 3, 3), "w2": (12, 8, 3, 3), **head(12)}
+    weights: dict[str, Any] = {"w1": (8, 3, 3, 3), "w2": (12, 8, 3, 3), **head(12)}
     more = {**statistics(1, 8, "a"), **statistics(5, 12, "b")}
     return network(body + HEAD.format("q"), {**weights, **more})
 
@@ -198,7 +271,13 @@ def nhwc_behind_transposes() -> onnx.ModelProto:
     body = """i = Transpose<perm=[0,3,1,2]>(x) c = Conv(i, w0) t = Transpose<perm=[0,2,3,1]>(c)
         a = Add(t, b0) r = Relu(a) m = MatMul(r, w1) k = Mul(m, v1)
         j = Transpose<perm=[0,3,1,2]>(k) d = Conv(j, w2)"""
-    weights = {"w0": (8, 3, 1, 1), "b0": (8,), "w1": (8, 12), "v1": (12,), "w2": (6, 12, 1, 1)}
+    weights: dict[str, Any] = {
+        "w0": (8, 3, 1, 1),
+        "b0": (8,),
+        "w1": (8, 12),
+        "v1": (12,),
+        "w2": (6, 12, 1, 1),
+    }
     proto = network(body + HEAD.format("d"), {**weights, **head(6)}, "float[N, 8, 8, 3] x")
     return proto
 
@@ -208,7 +287,13 @@ def convnext() -> onnx.ModelProto:
         t = Transpose<perm=[0,2,3,1]>(d) n = LayerNormalization(t, g, h)
         m = MatMul(n, w2) a = Add(m, b2) e = Div(a, root) f = Erf(e) o = Add(f, one) q = Mul(a, o)
         z = MatMul(q, w3) k = Mul(z, gamma) u = Transpose<perm=[0,3,1,2]>(k) s = Add(c, u)"""
-    weights = {"w0": (8, 3, 1, 1), "w1": (8, 1, 7, 7), "b1": (8,), "g": (8,), "h": (8,)}
+    weights: dict[str, Any] = {
+        "w0": (8, 3, 1, 1),
+        "w1": (8, 1, 7, 7),
+        "b1": (8,),
+        "g": (8,),
+        "h": (8,),
+    }
     weights |= {"w2": (8, 32), "b2": (32,), "w3": (32, 8), "gamma": (8,), **head(8)}
     numbers = {"root": np.float32(2**0.5), "one": np.float32(1)}
     return network(body + HEAD.format("s"), {**weights, **numbers})
@@ -231,7 +316,8 @@ def attention_of_separate_weights() -> onnx.ModelProto:
 
 def attention_of_fused_weights() -> onnx.ModelProto:
     body = """w = MatMul(x, wi) b = Add(w, bi) r = Reshape(b, heads)
-        t = Transpose<perm=[2,0,1,3,4]>(r) q1 = Gather(t, i0) k1 = Gather(t, i1) v1 = Gather(t, i2)"""
+        t = Transpose<perm=[2,0,1,3,4]>(r) q1 = Gather(t, i0) k1 = Gather(t, i1)
+        v1 = Gather(t, i2)"""
     shapes = {"heads": np.array([0, 0, 3, 4, 4]), "flat": np.array([0, 0, 16])}
     places = {f"i{n}": np.array(n) for n in range(3)}
     weights: dict[str, Any] = {"wi": (16, 48), "bi": (48,), "wo": (16, 16), "bo": (16,)}
@@ -250,8 +336,10 @@ def attention_split_in_three() -> onnx.ModelProto:
 
 def grouped_query_attention() -> onnx.ModelProto:
     body = """q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv) q1 = Reshape(q, heads)
-        kr = Reshape(k, few) vr = Reshape(v, few) ku = Unsqueeze(kr, three) vu = Unsqueeze(vr, three)
-        ke = Expand(ku, wide) ve = Expand(vu, wide) k1 = Reshape(ke, heads) v1 = Reshape(ve, heads)"""
+        kr = Reshape(k, few) vr = Reshape(v, few)
+        ku = Unsqueeze(kr, three) vu = Unsqueeze(vr, three)
+        ke = Expand(ku, wide) ve = Expand(vu, wide) k1 = Reshape(ke, heads)
+        v1 = Reshape(ve, heads)"""
     shapes = {"heads": np.array([0, 0, 4, 4]), "few": np.array([0, 0, 2, 4])}
     shapes |= {
         "wide": np.array([1, 1, 2, 2, 4]),
@@ -308,7 +396,9 @@ def bidirectional_lstm() -> onnx.ModelProto:
 def weights_in_if_bodies() -> onnx.ModelProto:
     body = """c = Conv(x, w0) r = Relu(c)
         b = If(flag) <
-            then_branch = t () => (float[A, B, C, D] p) { p1 = Conv(r, w1) p2 = Relu(p1) p = Conv(p2, w2) },
+            then_branch = t () => (float[A, B, C, D] p) {
+                p1 = Conv(r, w1) p2 = Relu(p1) p = Conv(p2, w2)
+            },
             else_branch = e () => (float[A, B, C, D] q) { q = Conv(r, w3) }
         > d = Conv(b, w4)"""
     weights: dict[str, Any] = {"w0": (8, 3, 1, 1), "w1": (10, 8, 1, 1), "w2": (12, 10, 1, 1)}
@@ -319,7 +409,13 @@ def weights_in_if_bodies() -> onnx.ModelProto:
 def merged_equal_biases() -> onnx.ModelProto:
     body = """c1 = Conv(x, w1, b) r1 = Relu(c1) c2 = Conv(r1, w2, b) r2 = Relu(c2)
         c3 = Conv(r2, w3, b) r3 = Relu(c3)"""
-    weights = {"w1": (8, 3, 1, 1), "w2": (8, 8, 1, 1), "w3": (8, 8, 1, 1), "b": (8,), **head(8)}
+    weights: dict[str, Any] = {
+        "w1": (8, 3, 1, 1),
+        "w2": (8, 8, 1, 1),
+        "w3": (8, 8, 1, 1),
+        "b": (8,),
+        **head(8),
+    }
     return network(body + HEAD.format("r3"), weights)
 
 
@@ -349,21 +445,31 @@ def sliced_halves() -> onnx.ModelProto:
     body = """c = Conv(x, w0) a = Slice(c, s0, s1, ax) b = Slice(c, s1, s2, ax) g = Sigmoid(b)
         m = Mul(a, g) d = Conv(m, w1)"""
     places = {"s0": np.array([0]), "s1": np.array([8]), "s2": np.array([2**63 - 1])}
-    weights = {"w0": (16, 3, 1, 1), "w1": (6, 8, 1, 1), **head(6)}
+    weights: dict[str, Any] = {"w0": (16, 3, 1, 1), "w1": (6, 8, 1, 1), **head(6)}
     return network(body + HEAD.format("d"), {**weights, **places, "ax": np.array([1])})
 
 
 def padded_shortcut() -> onnx.ModelProto:
     body = """c0 = Conv(x, w0) c1 = Conv(c0, w1) p = Pad(c0, pads) s = Add(p, c1) d = Conv(s, w2)"""
     pads = {"pads": np.array([0, 2, 0, 0, 0, 2, 0, 0])}
-    weights = {"w0": (8, 3, 1, 1), "w1": (12, 8, 1, 1), "w2": (6, 12, 1, 1), **head(6)}
+    weights: dict[str, Any] = {
+        "w0": (8, 3, 1, 1),
+        "w1": (12, 8, 1, 1),
+        "w2": (6, 12, 1, 1),
+        **head(6),
+    }
     return network(body + HEAD.format("d"), {**weights, **pads})
 
 
 def depth_to_space() -> onnx.ModelProto:
     body = """c = Conv(x, w0, b0) r = Relu(c) u = DepthToSpace<blocksize=2>(r) d = Conv(u, w1)
         v = DepthToSpace<blocksize=2, mode="CRD">(d) y = Conv(v, w2)"""
-    weights = {"w0": (32, 3, 1, 1), "b0": (32,), "w1": (16, 8, 1, 1), "w2": (2, 4, 1, 1)}
+    weights: dict[str, Any] = {
+        "w0": (32, 3, 1, 1),
+        "b0": (32,),
+        "w1": (16, 8, 1, 1),
+        "w2": (2, 4, 1, 1),
+    }
     return network(body, weights, output=MAP)
 
 
