@@ -80,8 +80,10 @@ def allocate(
             for step in range(steps[k] + 1, len(ladder.errors)):
                 saved = _saved(ladder, steps[k], step, gone, figure)
                 cost = ladder.errors[step] - ladder.errors[steps[k]]
-                if saved > 0 and (best is None or cost / saved < best[0]):
-                    best = cost / saved, k, step, saved
+                # What is saved beyond the need is worth nothing.
+                worth = min(saved, left - share * total)
+                if saved > 0 and (best is None or cost / worth < best[0]):
+                    best = cost / worth, k, step, saved
         if best is None:
             break
         _, k, step, saved = best

@@ -202,7 +202,8 @@ def grouped() -> onnx.ModelProto:
 def transposed_decoder() -> onnx.ModelProto:
     body = """c = Conv<strides=[2,2]>(x, w0, b0) r = Relu(c)
         d1 = ConvTranspose<strides=[2,2]>(r, w1, b1) r1 = Relu(d1)
-        d2 = ConvTranspose<group=2, kernel_shape=[2,2]>(r1, w2, b2) r2 = Relu(d2) y = Conv(r2, w3)"""
+        d2 = ConvTranspose<group=2, kernel_shape=[2,2]>(r1, w2, b2) r2 = Relu(d2)
+        y = Conv(r2, w3)"""
     weights: dict[str, Any] = {"w0": (12, 3, 2, 2), "b0": (12,), "w1": (12, 8, 2, 2), "b1": (8,)}
     return network(
         body, {**weights, "w2": (8, 6, 2, 2), "b2": (12,), "w3": (2, 12, 1, 1)}, output=MAP
