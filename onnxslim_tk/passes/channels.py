@@ -106,14 +106,16 @@ class Channels:
             if part.role == "consumes"
         }
         refit(model, list(losses.values()), context.statistics, outputs)
-        masks = {
-            name: (loss.stays, _rows_left(loss.layer, stays[name])) for name, loss in losses.items()
+        rows = {
+            layer.id: _rows_left(layer, stays[layer.id])
+            for key in kept
+            for layer in groups[key].layers
         }
         # A refit may have brought biases that are to be cut as well.
         groups = _groups(self, model, context)
         cut_channels(model, [(groups[key], indices) for key, indices in kept.items()])
         if original is not None:
-            refit_in_order(model, original, masks, feeds, outputs, context.seed)
+            refit_in_order(model, original, frozenset(losses), rows, feeds, outputs, context.seed)
 
 
 def _groups(method: Channels, model: Model, context: Context) -> dict[tuple[str, ...], Group]:

@@ -11,6 +11,7 @@ from onnxslim_tk.graph.edit import set_input, values_of
 from onnxslim_tk.graph.groups import Group
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
+from onnxslim_tk.graph.order import ordered
 from onnxslim_tk.kernels.elimination import Reader
 from onnxslim_tk.kernels.least_squares import damped, mean_shift, refit_columns, shrinkage
 from onnxslim_tk.measure.observe import Moments, Statistics, fetch
@@ -136,27 +137,32 @@ def _second(moments: Moments, group: int) -> Array:
 def refit_in_order(
     model: Model,
     original: Model,
-    losses: Mapping[str, tuple[Mask, Mask]],
+    reading: frozenset[str],
+    rows: Mapping[str, Mask],
     feeds: Sequence[Feed],
     outputs: set[str],
     seed: int,
 ) -> None:
     """Refit the layers of a cut model one after the other, on what those before them give.
 
-    The target is what the ``original``'s layer gives. ``losses`` tell, by id, which columns and
-    rows of its matrix stayed. Taken back where that doesn't bring the outputs nearer.
+    The target is what the ``original``'s layer gives. ``reading`` are the ids of layers that lost
+    inputs: from the first of them on all are refitted. ``rows`` tell which outputs of a layer
+    stayed, where not all did. Taken back where that doesn't bring the outputs nearer.
     """
     probe = Probe(original, feeds[-_CHECKED:])
     if not probe.measures:
         return
     twin = model.copy()
     sources = {layer.id: layer for layer in layers(original)}
-    for layer in list(layers(twin)):
-        source, masks = sources.get(layer.id), losses.get(layer.id)
-        plain = layer.kind in ("Conv", "Gemm", "MatMul") and layer.groups == 1 and not layer.path
-        if source is None or masks is None or not plain or layer.is_shared:
-            continue
-        _refit_behind(twin, layer, original, source, masks[1], feeds, outputs, seed)
+    found = {id(layer.node): layer for layer in layers(twin) if not layer.path}
+    begun = False
+    for layer in [found[id(node)] for node in ordered(twin.graph) if id(node) in found]:
+        begun = begun or layer.id in reading
+        source = sources.get(layer.id)
+        plain = layer.kind in ("Conv", "Gemm", "MatMul") and layer.groups == 1
+        if begun and source is not None and plain and not layer.is_shared:
+            stays = rows.get(layer.id, np.ones(source.channels, bool))
+            _refit_behind(twin, layer, original, source, stays, feeds, outputs, seed)
     if probe.difference(twin) < probe.difference(model):
         for name in ("graph", "notes", "origins", "taken", "counter"):
             setattr(model, name, getattr(twin, name))

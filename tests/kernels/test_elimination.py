@@ -43,6 +43,7 @@ def test_a_channel_that_repeats_another_goes_for_nothing() -> None:
     whole = reader(3, block=1)
     mix = np.eye(6)
     mix[5] = mix[4]
+    assert whole.covariance is not None
     twin = Reader(whole.matrix, mix @ whole.covariance @ mix.T, whole.blocks, whole.power)
     found = eliminate([twin], [5], np.zeros(6, np.int64))
     assert found.order[0] in (4, 5)

@@ -399,7 +399,7 @@ def test_energy_drops_channels_that_bring_nothing() -> None:
     model = opened(proto)
     context = context_of(model, {"x": normal(65, 100, 32)}, samples=True)
     for importance in ("obs", "energy"):
-        rows, _ = rows_of(model, context, Channels(importance=importance))  # type: ignore[arg-type]
+        rows, _ = rows_of(model, context, Channels(importance=importance))
         assert rows[0].details["kept"] == list(range(0, 64, 2))
         assert rows[0].error < 1e-6
 
@@ -486,7 +486,7 @@ def test_a_figure_of_the_whole_is_met_by_ratios_per_group(figure: str) -> None:
     def total() -> float:
         found = list(layers(model))
         figures = Figures(found, observed_shapes(model, feeds[0]), FINE)
-        return sum(getattr(figures, figure)(layer.id, {}) for layer in found)
+        return float(sum(getattr(figures, figure)(layer.id, {}) for layer in found))
 
     before = total()
     method.apply(model, rows, context)
