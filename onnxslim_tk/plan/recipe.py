@@ -45,7 +45,8 @@ PRESETS: Final[Mapping[str, str]] = {
         """,
 }
 _TIDYING: Final = ("clean", "fuse", "canonicalize")
-_LEAST_KEPT: Final = 0.25
+# No layer loses more than half, unless the whole has to.
+_LEAST_KEPT: Final = 0.5
 _KEYS: Final = ("name", "stages", "layers", "exclude", "budget")
 # Far beyond what people write; an alias of an alias of an alias comes to billions of values.
 _MOST_TEXT: Final = 1 << 18
@@ -112,7 +113,8 @@ def narrowing(recipe: Recipe, shares: Mapping[str, float], methods: Methods) -> 
         for figure, share in shares.items():
             recipe = recipe.with_setting(f"channels.{figure}={share}")
         return recipe
-    stage = Stage("channels", (methods["channels"](keep=_LEAST_KEPT, **shares),))
+    least = min(_LEAST_KEPT, *shares.values())
+    stage = Stage("channels", (methods["channels"](keep=least, **shares),))
     tidy = [all(p.name in _TIDYING for p in stage.passes) for stage in recipe.stages]
     place = tidy.index(False) if False in tidy else len(tidy)
     return replace(recipe, stages=(*recipe.stages[:place], stage, *recipe.stages[place:]))
