@@ -124,6 +124,17 @@ class Judging:
             "that share weights.",
         ),
     ] = None
+    max_macs: Annotated[
+        str | None,
+        _option(_BUDGET, metavar="70%", help="Most multiply-accumulates, by pruning channels."),
+    ] = None
+    max_latency: Annotated[
+        str | None,
+        _option(_BUDGET, metavar="70%", help="Most time by the target's table, in the same way."),
+    ] = None
+    max_params: Annotated[
+        str | None, _option(_BUDGET, metavar="70%", help="Most weights, in the same way.")
+    ] = None
     output_kind: Annotated[
         list[str] | None,
         _option(
@@ -153,6 +164,9 @@ class Judging:
             "min_agreement": self.min_agreement,
             "min_cosine": self.min_cosine,
             "max_size": self.max_size,
+            "max_macs": self.max_macs,
+            "max_latency": self.max_latency,
+            "max_params": self.max_params,
         }
         return replace(usual, **{name: x for name, x in given.items() if x is not None})
 

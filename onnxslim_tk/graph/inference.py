@@ -1,12 +1,13 @@
 """Element types and shapes of inner tensors, as far as they follow from the model alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
 import onnx
 from onnx import helper, shape_inference
 
+from onnxslim_tk.graph.message import inner_graphs
 from onnxslim_tk.graph.model import Model, to_parts
 
 _SMALL = 1024
@@ -23,22 +24,44 @@ class TensorType:
 Types = dict[str, TensorType]
 
 
-def infer_types(model: Model) -> Types:
+def sizes_given(model: Model, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of tensors, those in bodies too, that follow where ``inputs`` have those sizes.
+
+    What is neither declared nor given of an input's shape counts as 1.
+    """
+    found = infer_types(model, inputs)
+    shapes = {name: of.shape for name, of in found.items() if of.shape is not None}
+    known: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        sizes = tuple(size for size in shape if size is not None)
+        if len(sizes) == len(shape):
+            known[name] = sizes
+    return known
+
+
+def infer_types(model: Model, inputs: Mapping[str, tuple[int, ...]] | None = None) -> Types:
     """What is certain of each tensor, by name; names with two meanings are left out.
 
     Only element types and sizes that follow from the declared inputs count: what the file says of
-    its inner tensors and outputs may be wrong.
+    its inner tensors and outputs may be wrong. With ``inputs`` their free sizes are those, or 1.
     """
     light, _ = lighten(to_parts(model)[0])
+    given = {tensor.name for tensor in model.graph.inputs}
     for value in light.graph.input:
         for dim in value.type.tensor_type.shape.dim:
             # Vendors write -1 and 0 for a free size, and inference would calculate with them.
             if dim.HasField("dim_value") and dim.dim_value < 1:
                 dim.Clear()
-    for value in light.graph.output:
-        value.type.tensor_type.ClearField("shape")
+        if inputs is not None and value.name in given:
+            sizes = inputs.get(value.name, ())
+            for k, dim in enumerate(value.type.tensor_type.shape.dim):
+                if not dim.HasField("dim_value"):
+                    dim.dim_value = sizes[k] if k < len(sizes) else 1
+    for graph in (light.graph, *inner_graphs(light.graph)):
+        for value in graph.output:
+            value.type.tensor_type.ClearField("shape")
     try:
-        inferred = shape_inference.infer_shapes(light)
+        inferred = shape_inference.infer_shapes(light, data_prop=inputs is not None)
     except (shape_inference.InferenceError, LookupError, RuntimeError, ValueError):
         return {}
     types: dict[str, TensorType | None] = {}

@@ -1,37 +1,47 @@
 """Channel pruning: layers are made narrower, and what reads them makes up for it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from math import floor
+from dataclasses import dataclass, replace
+from math import floor, gcd
 from typing import Any, ClassVar, Literal
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxslim_tk.errors import RecipeError
-from onnxslim_tk.graph.channel_flow import Count
-from onnxslim_tk.graph.edit import constant, output_names, values_of
+from onnxslim_tk.graph.channel_cut import cut_channels
+from onnxslim_tk.graph.edit import output_names, values_of
 from onnxslim_tk.graph.groups import Barrier, Group, channel_groups
-from onnxslim_tk.graph.model import Model, Tensor
+from onnxslim_tk.graph.layers import Layer, layers
+from onnxslim_tk.graph.model import Model
+from onnxslim_tk.kernels.elimination import Elimination, Reader, eliminate
+from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.packing import packed_bytes
+from onnxslim_tk.plan.allocation import Figures, Ladder, Shares, allocate
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal, matches
 from onnxslim_tk.recover.bias import moments_of, shift_bytes
-from onnxslim_tk.recover.columns import Refit, channel_energies, refit_inputs
+from onnxslim_tk.recover.narrowing import Loss, columns_on, readers_of, refit, refit_in_order
+from onnxslim_tk.recover.ranking import by_scores, importance
 
 Array = NDArray[Any]
 Indices = NDArray[np.int64]
 _MILDER = 3
+_PROBED = 12
+_IMPORTANCE = ("obs", "energy", "l1", "l2", "random")
 
 
 @dataclass(frozen=True, slots=True)
 class Channels:
     """Whole channels go, in all layers that share them.
 
-    ``keep`` is the share of channels that stay, rounded to the target's step. ``importance`` says
-    which: those that bring most energy to the layers that read them (``energy``, from samples;
-    ``l2`` without), those whose makers' weights are largest (``l1``, ``l2``; Li et al., 2017), or
-    any (``random``). With samples the reading layers are refitted by least squares.
+    ``keep`` is the share of channels that stay, rounded to the target's step. With ``macs``,
+    ``latency`` or ``parameters``, shares of the model's that may stay, each group keeps what makes
+    the least error at the outputs, and ``keep`` is the least of any. ``importance`` says which
+    channels stay: those whose loss the others can't make up for (``obs``; Hassibi and Stork,
+    1993), that bring most energy to what reads them (``energy``), whose makers' weights are
+    largest (``l1``, ``l2``; Li et al., 2017), or any (``random``). Of attention whole ``heads``
+    go, or places in all of them (``size``). With samples the reading layers are refitted, at last
+    one after the other unless ``sequential`` is off.
     """
 
     name: ClassVar[str] = "channels"
@@ -39,52 +49,99 @@ class Channels:
     observes: ClassVar[frozenset[Observable]] = frozenset({"covariance"})
 
     keep: float = 0.5
-    importance: Literal["energy", "l1", "l2", "random"] = "energy"
+    importance: Literal["obs", "energy", "l1", "l2", "random"] = "obs"
+    macs: float | None = None
+    latency: float | None = None
+    parameters: float | None = None
+    attention: Literal["heads", "size"] = "heads"
+    sequential: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1:
-            raise RecipeError(f"channels: keep must be in (0, 1], got {self.keep}")
-        if self.importance not in ("energy", "l1", "l2", "random"):
+        for name in ("keep", "macs", "latency", "parameters"):
+            share = getattr(self, name)
+            if share is not None and not 0 < share <= 1:
+                raise RecipeError(f"channels: {name} must be in (0, 1], got {share}")
+        if self.importance not in _IMPORTANCE:
             raise RecipeError(
-                f"channels: importance must be energy, l1, l2 or random, got {self.importance!r}"
+                f"channels: importance must be obs, energy, l1, l2 or random, "
+                f"got {self.importance!r}"
             )
+        if self.attention not in ("heads", "size"):
+            raise RecipeError(f"channels: attention must be heads or size, got {self.attention!r}")
 
     def propose(self, model: Model, context: Context) -> Iterator[Proposal | Refusal]:
         """One row a group with the share asked for, then up to three milder ones."""
-        outputs = output_names(model)
         choices: list[_Choice] = []
-        for found in channel_groups(model, context.shapes):
+        for found in channel_groups(model, context.shapes, self.attention):
             tuned = _tuned(self, model, found, context)
             if tuned is None:
                 continue
             reason = found.reason if isinstance(found, Barrier) else _refusal(found, tuned, context)
             if reason or isinstance(found, Barrier):
-                yield from (Refusal(target, self.name, reason) for target in found.id)
+                targets = found.id if isinstance(found, Barrier) else _makers(found)
+                yield from (Refusal(target, self.name, reason) for target in targets)
             else:
                 choices.append(_Choice.of(found, tuned, context))
-        # Where two rows cut the same weight, the one on its inputs counts what the other leaves.
-        rows = {layer.id: c.kept() for c in choices for layer in c.group.producers}
-        for choice in choices:
-            yield from choice.rows(rows, context, outputs)
+        asked = [choice.least for choice in choices]
+        limits = {name: getattr(self, name) for name in ("macs", "latency", "parameters")}
+        given = {name: share for name, share in limits.items() if share is not None}
+        if given and choices:
+            every = _allocated(self, model, choices, given, context)
+            asked = [min(counts) for counts in zip(*every, strict=True)]
+        yield from _rows(model, choices, asked, context)
 
     def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
-        """Refit the layers that lose inputs, then cut the channels that the rows don't keep."""
-        kept = {tuple(row.details["group"]): row.details["kept"] for row in chosen}
-        groups = _groups(model, context)
-        cuts = {key: _checked(key, groups.get(key), indices) for key, indices in kept.items()}
-        outputs = output_names(model)
-        for key, indices in cuts.items():
-            _recover(model, groups[key], indices, context, outputs)
+        """Refit the layers that lose inputs, cut, and refit them again in what came of it."""
+        groups = _groups(self, model, context)
+        wanted = {tuple(row.details["group"]): row.details["kept"] for row in chosen}
+        kept = {key: _checked(key, groups.get(key), given) for key, given in wanted.items()}
+        outputs, feeds = output_names(model), context.feeds
+        again = self.sequential and context.statistics is not None and len(feeds) > 1
+        original = (context.reference or model).copy() if again else None
+        stays = _staying([(groups[key], indices) for key, indices in kept.items()])
+        losses = {
+            part.layer.id: Loss(part.layer, columns_on(part.layer, stays[part.layer.id][part.axis]))
+            for key in kept
+            for part in groups[key].touched
+            if part.role == "consumes"
+        }
+        refit(model, list(losses.values()), context.statistics, outputs)
+        rows = {
+            layer.id: _rows_left(layer, stays[layer.id])
+            for key in kept
+            for layer in groups[key].layers
+        }
         # A refit may have brought biases that are to be cut as well.
-        groups = _groups(model, context)
-        done: dict[tuple[int, int, tuple[str, ...]], tuple[Tensor, Tensor]] = {}
-        for key, indices in cuts.items():
-            _cut(model, groups[key], indices, done)
+        groups = _groups(self, model, context)
+        cut_channels(model, [(groups[key], indices) for key, indices in kept.items()])
+        if original is not None:
+            refit_in_order(model, original, frozenset(losses), rows, feeds, outputs, context.seed)
 
 
-def _groups(model: Model, context: Context) -> dict[tuple[str, ...], Group]:
-    found = channel_groups(model, context.shapes)
+def _groups(method: Channels, model: Model, context: Context) -> dict[tuple[str, ...], Group]:
+    found = channel_groups(model, context.shapes, method.attention)
     return {group.id: group for group in found if isinstance(group, Group)}
+
+
+def _makers(group: Group) -> tuple[str, ...]:
+    return tuple(layer.id for layer in group.producers)
+
+
+def _staying(cuts: Sequence[tuple[Group, Indices]]) -> dict[str, dict[int, NDArray[np.bool_]]]:
+    """Which entries stay on each axis of each layer's weight, by id and axis."""
+    found: dict[str, dict[int, NDArray[np.bool_]]] = {}
+    for group, kept in cuts:
+        gone = np.setdiff1d(np.arange(group.count), kept)
+        for part in group.touched:
+            stays = ~np.isin(group.channels_on(part.labels), gone)
+            axes = found.setdefault(part.layer.id, {})
+            axes[part.axis] = axes.get(part.axis, np.ones_like(stays)) & stays
+    return found
+
+
+def _rows_left(layer: Layer, stays: Mapping[int, NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    axis = layer.channel_axis
+    return stays.get(axis, np.ones(layer.shape[axis], bool))
 
 
 def _tuned(
@@ -104,12 +161,18 @@ def _tuned(
     return max((t for t in given if t != method), key=lambda t: t.keep, default=method)
 
 
+def _step(group: Group, context: Context) -> int:
+    """How many channels of a group fill one step of the target's."""
+    step = context.target.channel_step
+    return step // gcd(step, group.width)
+
+
 def _kept_count(count: int, keep: float, step: int) -> int:
     return max(step, floor(count * keep / step + 0.5) * step)
 
 
 def _refusal(group: Group, tuned: Channels, context: Context) -> str:
-    step = context.target.channel_step
+    step = _step(group, context)
     if group.count <= step:
         return f"{group.count} channels are no more than one step of {step}"
     if _kept_count(group.count, tuned.keep, step) >= group.count:
@@ -131,117 +194,185 @@ def _milder(kept: int, count: int, step: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """A group, how it is to be cut, and its channels, the most important first."""
+    """A group, how it is to be cut, and in which order its channels go."""
 
     group: Group
     tuned: Channels
-    order: Indices
+    readers: list[Reader]
+    found: Elimination
     step: int
+    least: int
 
     @classmethod
     def of(cls, group: Group, tuned: Channels, context: Context) -> "_Choice":
-        scores = _importance(group, tuned.importance, context)
-        order = np.argsort(-scores, kind="stable").astype(np.int64)
-        return cls(group, tuned, order, context.target.channel_step)
+        step = _step(group, context)
+        least = _kept_count(group.count, tuned.keep, step)
+        readers = readers_of(group, context.statistics)
+        sizes = np.bincount(group.parts)
+        floors = [max(1, min(int(n), round(int(n) * least / group.count))) for n in sizes]
+        if tuned.importance == "obs":
+            found = eliminate(readers, floors, group.parts)
+        else:
+            scores = importance(group, readers, tuned.importance, context.seed)
+            found = by_scores(readers, scores, floors, group.parts)
+        return cls(group, tuned, readers, found, step, max(least, sum(floors)))
 
-    def kept(self, count: int | None = None) -> Indices:
-        """The channels that stay, by default those that the asked-for setting leaves."""
-        if count is None:
-            count = _kept_count(self.group.count, self.tuned.keep, self.step)
-        return np.sort(self.order[:count])
+    def kept(self, count: int) -> Indices:
+        """The channels that stay where ``count`` do."""
+        gone = self.found.order[: self.group.count - count]
+        return np.setdiff1d(np.arange(self.group.count), gone)
 
-    def rows(
-        self, left: Mapping[str, Indices], context: Context, outputs: set[str]
-    ) -> Iterator[Proposal]:
-        group, asked = self.group, len(self.kept())
-        for count in (asked, *_milder(asked, group.count, self.step)):
-            kept = self.kept(count)
-            refits = {
-                layer.id: refit_inputs(
-                    layer, kept, group.count, moments_of(layer, context.statistics)
+    def error(self, count: int) -> float:
+        """Squared change of the readers' outputs over their power, the mean over readers."""
+        gone = self.group.count - count
+        return float(self.found.errors[gone - 1] / len(self.readers)) if gone else 0.0
+
+    def shares(self, count: int) -> Shares:
+        """What goes of the layers' weights, by layer and axis."""
+        stays = _staying([(self.group, self.kept(count))])
+        return {
+            name: {axis: float(1 - mask.mean()) for axis, mask in axes.items()}
+            for name, axes in stays.items()
+        }
+
+    @property
+    def counts(self) -> list[int]:
+        """The counts on offer, all channels first."""
+        return [self.group.count, *range(self.least, self.group.count, self.step)[::-1]]
+
+    def row(self, count: int) -> Proposal:
+        """The row that leaves ``count`` channels, its savings left open."""
+        setting = self.tuned.keep if count == self.least else round(count / self.group.count, 4)
+        details = {"kept": self.kept(count).tolist(), "group": list(self.group.id)}
+        targets = tuple(layer.id for layer in self.group.layers)
+        return Proposal(targets, self.tuned.name, setting, details, error=self.error(count))
+
+
+def _allocated(
+    method: Channels,
+    model: Model,
+    choices: Sequence[_Choice],
+    shares: Mapping[str, float],
+    context: Context,
+) -> list[list[int]]:
+    """How many channels each group keeps, so that each figure of the model falls to its share."""
+    found = list(layers(model))
+    figures = Figures(found, context.shapes, context.target)
+    weights = _output_errors(method, model, choices, context)
+    ladders = [
+        Ladder(
+            [choice.error(count) * weight for count in choice.counts],
+            [choice.shares(count) for count in choice.counts],
+        )
+        for choice, weight in zip(choices, weights, strict=True)
+    ]
+    names = [layer.id for layer in found]
+    every = [
+        allocate(ladders, getattr(figures, name), names, share) for name, share in shares.items()
+    ]
+    return [
+        [choice.counts[step] for choice, step in zip(choices, steps, strict=True)]
+        for steps in every
+    ]
+
+
+def _output_errors(
+    method: Channels, model: Model, choices: Sequence[_Choice], context: Context
+) -> list[float]:
+    """What the readers' relative error of each group weighs at the model's outputs."""
+    if len(context.feeds) < 2 or context.statistics is None:
+        return [1.0] * len(choices)
+    probe = Probe(model, context.feeds[:_PROBED])
+    if not probe.measures:
+        return [1.0] * len(choices)
+    alone = replace(context, feeds=())
+    found = []
+    for choice in choices:
+        # About a third less: what breaks the model tells little of what doesn't.
+        count = choice.counts[-(-len(choice.counts) // 3)]
+        row = choice.row(count)
+        error = probe.error(lambda twin, row=row: method.apply(twin, [row], alone))  # type: ignore[misc]
+        expected = choice.error(count)
+        found.append(min(error, 1e9) / expected if expected > 0 else 1.0)
+    return found
+
+
+def _rows(
+    model: Model, choices: Sequence[_Choice], asked: Sequence[int], context: Context
+) -> Iterator[Proposal]:
+    """Rows with what they save where the other groups are cut as asked for."""
+    found = list(layers(model))
+    figures = Figures(found, context.shapes, context.target)
+    outputs = output_names(model)
+    whole: dict[str, dict[int, float]] = {layer.id: {} for layer in found}
+    every = [choice.shares(count) for choice, count in zip(choices, asked, strict=True)]
+    for k, (choice, least) in enumerate(zip(choices, asked, strict=True)):
+        if least == choice.group.count:
+            continue
+        makers = {layer.id for layer in choice.group.producers}
+        others: dict[str, dict[int, float]] = {name: dict(axes) for name, axes in whole.items()}
+        for j, shares in enumerate(every):
+            # Where two rows cut the same weight, that on its inputs counts what the other leaves.
+            for name, axes in shares.items():
+                for axis, share in axes.items() if j != k and name not in makers else ():
+                    others[name][axis] = others[name].get(axis, 0.0) + share
+        for count in (least, *_milder(least, choice.group.count, choice.step)):
+            own = choice.shares(count)
+            saved = [
+                sum(
+                    figure(name, others[name]) - figure(name, _sum(others[name], axes))
+                    for name, axes in own.items()
                 )
-                for layer in group.consumers
-            }
-            macs = _macs_saved(group, count, left, context)
-            yield Proposal(
-                tuple(layer.id for layer in group.layers),
-                self.tuned.name,
-                self.tuned.keep if count == asked else round(count / group.count, 4),
-                {"kept": kept.tolist(), "group": list(group.id)},
-                bytes_saved=_bytes_saved(group, kept, refits, left, context, outputs),
-                macs_saved=macs,
-                cost_saved=context.target.time_of_macs(macs),
-                error=float(np.mean([refit.error for refit in refits.values()])),
+                for figure in (figures.macs, figures.latency)
+            ]
+            yield replace(
+                choice.row(count),
+                bytes_saved=_bytes_saved(choice, count, others, context, outputs),
+                macs_saved=round(saved[0]),
+                cost_saved=saved[1],
             )
 
 
-def _importance(group: Group, kind: str, context: Context) -> NDArray[np.float64]:
-    if kind == "random":
-        rng = np.random.default_rng([context.seed, crc32("\n".join(group.id).encode())])
-        return rng.random(group.count)
-    if kind == "energy":
-        seen = [(layer, moments_of(layer, context.statistics)) for layer in group.consumers]
-        if all(moments is not None and moments.second is not None for _, moments in seen):
-            return _total([channel_energies(layer, group.count, m) for layer, m in seen])
-    power = 1 if kind == "l1" else 2
-    norms = [np.linalg.norm(layer.matrix()[0], power, axis=1) for layer in group.producers]
-    # Each maker has the same say, whatever the scale of its weights.
-    return _total([norm / (norm.mean() or 1.0) for norm in norms])
-
-
-def _total(scores: Sequence[Array]) -> NDArray[np.float64]:
-    return np.asarray(np.sum(scores, axis=0), np.float64)
-
-
-def _macs_saved(group: Group, kept: int, left: Mapping[str, Indices], context: Context) -> int:
-    share, total = kept / group.count, 0.0
-    producers = {layer.id for layer in group.producers}
-    consumers = {layer.id for layer in group.consumers}
-    for layer in group.layers:
-        macs, stays = layer.macs(context.shapes) or 0, share
-        if layer.id in producers and layer.id in consumers:
-            stays = share * share
-        elif layer.id in consumers and layer.id in left:
-            macs = round(macs * len(left[layer.id]) / layer.channels)
-        total += macs * (1 - stays)
-    return round(total)
+def _sum(first: Mapping[int, float], second: Mapping[int, float]) -> dict[int, float]:
+    return {axis: first.get(axis, 0.0) + second.get(axis, 0.0) for axis in {*first, *second}}
 
 
 def _bytes_saved(
-    group: Group,
-    kept: Indices,
-    refits: Mapping[str, Refit],
-    left: Mapping[str, Indices],
+    choice: _Choice,
+    count: int,
+    others: Mapping[str, Mapping[int, float]],
     context: Context,
     outputs: set[str],
 ) -> int:
-    producers = {layer.id for layer in group.producers}
-    weights = {id(layer.node): layer for layer in group.consumers}
-    slots: dict[int, list[Any]] = {}
-    for cut in group.cuts:
-        slots.setdefault(id(cut.tensor), []).append(cut)
-    saved = 0
-    for cuts in slots.values():
-        before = after = values_of(cuts[0].tensor)
-        layer = weights.get(id(cuts[0].node)) if cuts[0].slot == 1 else None
-        if layer is not None and any(cut.role == "consumes" for cut in cuts):
-            after = refits[layer.id].weight
-            if layer.id in left and layer.id not in producers:
-                rows = left[layer.id]
-                before, after = (v.take(rows, layer.channel_axis) for v in (before, after))
-        # Two nodes may share a vector: it is cut once.
-        for axis, block in {cut.axis: cut.block for cut in cuts}.items():
-            after = after.take(_entries(kept, block), axis)
-        saved += packed_bytes(before) - packed_bytes(after)
+    group, kept = choice.group, choice.kept(count)
+    gone = np.setdiff1d(np.arange(group.count), kept)
+    tensors: dict[int, tuple[Array, dict[int, Indices], str]] = {}
+    owners = {(id(layer.node), layer.slot): layer.id for layer in group.layers}
+    for cut in group.view.flow.cuts:
+        lost = np.isin(group.channels_on(cut.labels), gone)
+        if lost.any():
+            tensor = cut.node.inputs[cut.slot]
+            name = owners.get((id(cut.node), cut.slot), "")
+            # Two nodes may share a vector: it is cut once.
+            _, axes, _ = tensors.setdefault(id(tensor), (values_of(tensor), {}, name))
+            axes[cut.axis] = np.flatnonzero(~lost)
+    saved = 0.0
+    refitted = {layer.id for layer in group.consumers if moments_of(layer, context.statistics)}
+    for values, axes, name in tensors.values():
+        before, after = packed_bytes(values), values
+        for axis, left in axes.items():
+            after = after.take(left, axis)
+        there = 1.0
+        for axis, share in others.get(name, {}).items():
+            there *= 1 - share if axis not in axes else 1.0
+        # What a refit writes are numbers without any regularity.
+        size = 4 * after.size if name in refitted else packed_bytes(after)
+        saved += (before - size) * there
     for layer in group.consumers:
         extra = shift_bytes(layer, context.statistics, outputs)
-        gone = layer.channels - len(left[layer.id]) if layer.id in left and extra else 0
-        saved -= extra - 4 * gone
-    return saved
-
-
-def _entries(kept: Indices, block: int) -> Indices:
-    return (kept[:, None] * block + np.arange(block)).ravel()
+        share = others[layer.id].get(layer.channel_axis, 0.0) if extra else 0.0
+        saved -= extra - round(4 * layer.channels * share)
+    return round(saved)
 
 
 def _checked(key: tuple[str, ...], group: Group | None, kept: Sequence[int]) -> Indices:
@@ -256,45 +387,3 @@ def _checked(key: tuple[str, ...], group: Group | None, kept: Sequence[int]) -> 
             f"channels: kept must be channels of '{name}' below {group.count}, got {kept}"
         )
     return indices
-
-
-def _recover(
-    model: Model, group: Group, kept: Indices, context: Context, outputs: set[str]
-) -> None:
-    """Refit the consumers at their full size, with zeros for the inputs that go."""
-    for layer in group.consumers:
-        moments = moments_of(layer, context.statistics)
-        if moments is None or moments.second is None:
-            continue
-        refit = refit_inputs(layer, kept, group.count, moments)
-        if refit.shift is not None:
-            # Groups hold no layer whose bias can't take it.
-            layer.shift_bias(model, refit.shift, outputs)
-        layer.set_dense(model, refit.weight)
-
-
-def _cut(
-    model: Model,
-    group: Group,
-    kept: Indices,
-    done: dict[tuple[int, int, tuple[str, ...]], tuple[Tensor, Tensor]],
-) -> None:
-    for cut in group.cuts:
-        tensor = cut.tensor
-        key = (id(tensor), cut.axis, group.id)
-        if key not in done:
-            # Held with its successor, so that no other tensor gets its id.
-            shorter = values_of(tensor).take(_entries(kept, cut.block), cut.axis)
-            done[key] = tensor, constant(model, shorter)
-        cut.node.inputs[cut.slot] = done[key][1]
-    for count in group.counts:
-        _restate(model, count, len(kept))
-
-
-def _restate(model: Model, count: Count, kept: int) -> None:
-    if count.attribute:
-        count.node.attrs[count.attribute] = kept * count.block
-        return
-    values = values_of(count.node.inputs[count.slot]).copy()
-    values.reshape(-1)[count.index] = kept * count.block
-    count.node.inputs[count.slot] = constant(model, values)

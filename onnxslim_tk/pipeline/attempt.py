@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Final
 
 from onnxslim_tk.errors import CalibrationError, SessionError
+from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.graph.stored import Stored
 from onnxslim_tk.graph.weight_grid import WeightGrids
 from onnxslim_tk.measure.foreign import Operator, foreign_operators, runnable_part
+from onnxslim_tk.measure.observe import observed_shapes
 from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.measure.runtime import Feed, Session, TensorInfo, is_big
 from onnxslim_tk.measure.samples import Samples, Split, random_feed, split
@@ -22,7 +24,8 @@ from onnxslim_tk.pipeline.cache import digest, key_of, surroundings
 from onnxslim_tk.pipeline.files import packed, provenance, unchanged
 from onnxslim_tk.pipeline.options import Options
 from onnxslim_tk.pipeline.stages import Chooser, Memory, Setting, carry_out
-from onnxslim_tk.plan.budget import Budget, Check, size_check, verdict
+from onnxslim_tk.plan.allocation import Figures
+from onnxslim_tk.plan.budget import Budget, Check, share_check, size_check, verdict
 from onnxslim_tk.plan.knapsack import alternatives
 from onnxslim_tk.plan.plan import Plan
 from onnxslim_tk.plan.recipe import Recipe, recipe_data
@@ -178,7 +181,7 @@ class Workshop:
     @property
     def has_limits(self) -> bool:
         """Whether the recipe or the user said how near a result must be."""
-        return replace(self.budget, max_size=None) != Budget()
+        return self.budget.has_limits
 
     def quality(self, attempt: Attempt) -> tuple[tuple[Check, ...], float]:
         """The budget's checks of an attempt, and its outputs' signal-to-noise ratio in dB.
@@ -186,15 +189,14 @@ class Workshop:
         Both on the samples for choosing. Raises SessionError where the original doesn't run on
         them.
         """
-        size = len(attempt.data)
         if self.parts is None:
-            return self.checks(None, size), inf
+            return self.checks(None, attempt), inf
         try:
             found = self.measure(attempt, self.parts.choose, "check")
         except SessionError:
             self.check_original()
             return (Check("model", "runs that fail", 1.0, 0.0, False),), -inf
-        return self.checks(found, size), self._nearness(attempt, found)
+        return self.checks(found, attempt), self._nearness(attempt, found)
 
     def _nearness(self, attempt: Attempt, found: Faithfulness) -> float:
         if self._probe is not None:
@@ -235,10 +237,22 @@ class Workshop:
             lambda done, total: progress(step, done, total),
         )
 
-    def checks(self, found: Faithfulness | None, size: int) -> tuple[Check, ...]:
-        """The budget held against what was found on samples, and against the size in bytes."""
-        checks: tuple[Check, ...] = ()
+    def checks(self, found: Faithfulness | None, attempt: Attempt) -> tuple[Check, ...]:
+        """The budget held against what was found on samples, and against the attempt itself."""
+        checks: list[Check] = []
         if found is not None:
-            checks = verdict(found.outputs, found.drop, self.budget, found.samples)
-        limit = self.budget.most_bytes(len(self.data))
-        return checks if limit is None else (*checks, size_check(size, limit))
+            checks += verdict(found.outputs, found.drop, self.budget, found.samples)
+        for figure, limit in self.budget.shares().items():
+            before, after = self._total(self.model, figure), self._total(attempt.model, figure)
+            checks.append(share_check(figure, after / before if before else 0.0, limit))
+        most = self.budget.most_bytes(len(self.data))
+        if most is not None:
+            checks.append(size_check(len(attempt.data), most))
+        return tuple(checks)
+
+    def _total(self, model: Model, figure: str) -> float:
+        """A figure of all layers of the original or of a result."""
+        shapes = observed_shapes(model, self.feed) if self.feed is not None else {}
+        found = list(layers(model))
+        figures = Figures(found, shapes, self.options.target)
+        return float(sum(getattr(figures, figure)(layer.id, {}) for layer in found))

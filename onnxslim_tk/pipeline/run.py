@@ -26,9 +26,8 @@ from onnxslim_tk.pipeline.judge import judge
 from onnxslim_tk.pipeline.options import Options, PathLike
 from onnxslim_tk.pipeline.search import Search
 from onnxslim_tk.pipeline.stages import following
-from onnxslim_tk.plan.budget import Budget
 from onnxslim_tk.plan.plan import Plan, StagePlan, read_plan
-from onnxslim_tk.plan.recipe import Recipe, read_recipe
+from onnxslim_tk.plan.recipe import Recipe, narrowing, read_recipe
 from onnxslim_tk.report.outcome import Report
 from onnxslim_tk.writing import check_place
 
@@ -70,8 +69,8 @@ def _settled(shop: Workshop, started: float) -> tuple[Attempt, Report]:
             shop.check_original()
             trouble = str(error)
         else:
-            # A file that is too large only grows by what is safer.
-            if all(check.holds or check.figure == "bytes" for check in report.checks):
+            # What is too large, or has too much to do, only grows by what is safer.
+            if all(check.holds or check.subject in ("file", "layers") for check in report.checks):
                 return attempt, report
         safer = next(fallbacks, None)
         if safer is None:
@@ -183,12 +182,13 @@ def _open(source: Path, recipe: str | Recipe, options: Options, result: Path | N
         samples = read_samples(Path(samples), inputs, options.images, options.limit, options.seed)
     options.progress("read the samples", 1, 1)
     budget = chosen.budget if options.budget is None else options.budget
-    if replace(budget, max_size=None) != Budget() and samples is None:
+    if budget.has_limits and samples is None:
         raise CalibrationError("budget: its limits need samples to be checked with, none are given")
     if budget.max_drop is not None and options.metric is None:
         raise RecipeError("budget: max drop needs a metric to be measured by, none is given")
     if options.metric is not None and (samples is None or samples.labels is None):
         raise CalibrationError(f"metric: {options.metric.name} needs samples with labels")
+    chosen = narrowing(chosen, budget.shares(), PASSES)
     name = source.name if result is None else result.name
     return Workshop(source, data, model, inputs, chosen, samples, options, name)
 

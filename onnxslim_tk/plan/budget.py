@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, sqrt
 from types import MappingProxyType
 from typing import Final
@@ -53,6 +53,9 @@ class Budget:
     on agreement when a task metric is measured; a collapsed or non-finite output never passes.
     ``max_size`` is the largest file, in bytes or as text like ``"2MB"`` or ``"10%"`` of the
     original; whoever sets it takes the loss that comes of it, and the usual limits don't hold.
+    ``max_macs``, ``max_latency`` (by the target's table) and ``max_params`` are shares of the
+    original's layers, as text like ``"70%"``: channels are pruned until they are met, and the
+    usual limits don't hold either.
     """
 
     max_drop: float | None = None
@@ -60,6 +63,9 @@ class Budget:
     min_agreement: float | None = None
     min_cosine: float | None = None
     max_size: int | str | None = None
+    max_macs: str | None = None
+    max_latency: str | None = None
+    max_params: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_drop is not None and not (isfinite(self.max_drop) and self.max_drop >= 0):
@@ -71,8 +77,31 @@ class Budget:
             if value is not None and not 0 <= value <= 1:
                 said = name.replace("_", " ")
                 raise RecipeError(f"budget: {said} must be in [0, 1], got {value}")
-
         self.most_bytes(1)
+        self.shares()
+
+    def shares(self) -> dict[str, float]:
+        """Shares of the original that may stay, by figure: macs, latency, parameters."""
+        given = (
+            ("macs", "max macs", self.max_macs),
+            ("latency", "max latency", self.max_latency),
+            ("parameters", "max params", self.max_params),
+        )
+        found = {}
+        for figure, said, text in given:
+            if text is not None:
+                number = _SIZE.fullmatch(str(text).strip())
+                share = float(number[1]) / 100 if number and number[2] == "%" else 0.0
+                if not 0 < share <= 1:
+                    raise RecipeError(f"budget: {said} must read like 70%, got {text!r}")
+                found[figure] = share
+        return found
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether the user limits the loss, which takes samples to be checked."""
+        free = replace(self, max_size=None, max_macs=None, max_latency=None, max_params=None)
+        return free != Budget()
 
     def most_bytes(self, original: int) -> int | None:
         """The largest file in bytes, for an original of so many; None without a limit."""
@@ -89,7 +118,8 @@ class Budget:
 
     def limits(self, kind: OutputKind) -> Limits:
         """The limits for a kind of output, the user's before the defaults."""
-        usual = Limits() if self.max_size is not None else DEFAULT_LIMITS[kind]
+        forced = self.max_size is not None or self.shares()
+        usual = Limits() if forced else DEFAULT_LIMITS[kind]
         return Limits(
             usual.sqnr_db if self.min_sqnr_db is None else self.min_sqnr_db,
             usual.cosine if self.min_cosine is None else self.min_cosine,
@@ -151,6 +181,11 @@ def verdict(
 def size_check(size: int, limit: int) -> Check:
     """A file's bytes held against the largest number of them."""
     return Check("file", "bytes", size, limit, size <= limit)
+
+
+def share_check(figure: str, share: float, limit: float) -> Check:
+    """What is left of a figure of the original's layers held against the most that may be."""
+    return Check("layers", f"share of {figure}", share, limit, share <= limit)
 
 
 def _health(output: OutputFidelity) -> list[Check]:

@@ -44,6 +44,9 @@ PRESETS: Final[Mapping[str, str]] = {
           numbers: [quantize, dynamic_int8]
         """,
 }
+_TIDYING: Final = ("clean", "fuse", "canonicalize")
+# No layer loses more than half, unless the whole has to.
+_LEAST_KEPT: Final = 0.5
 _KEYS: Final = ("name", "stages", "layers", "exclude", "budget")
 # Far beyond what people write; an alias of an alias of an alias comes to billions of values.
 _MOST_TEXT: Final = 1 << 18
@@ -97,6 +100,24 @@ class Recipe:
             for stage in self.stages
         )
         return replace(self, stages=stages)
+
+
+def narrowing(recipe: Recipe, shares: Mapping[str, float], methods: Methods) -> Recipe:
+    """The recipe with ``shares`` of macs, latency or parameters as limits of its channels.
+
+    One that prunes no channels gets a stage that does, behind those that only tidy.
+    """
+    if not shares:
+        return recipe
+    if any(p.name == "channels" for stage in recipe.stages for p in stage.passes):
+        for figure, share in shares.items():
+            recipe = recipe.with_setting(f"channels.{figure}={share}")
+        return recipe
+    least = min(_LEAST_KEPT, *shares.values())
+    stage = Stage("channels", (methods["channels"](keep=least, **shares),))
+    tidy = [all(p.name in _TIDYING for p in stage.passes) for stage in recipe.stages]
+    place = tidy.index(False) if False in tidy else len(tidy)
+    return replace(recipe, stages=(*recipe.stages[:place], stage, *recipe.stages[place:]))
 
 
 def read_recipe(source: str, methods: Methods) -> Recipe:

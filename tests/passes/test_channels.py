@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from onnxslim_tk.errors import RecipeError
+from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.observe import observe, observed_shapes
 from onnxslim_tk.packing.pack import pack
 from onnxslim_tk.passes.channels import Channels
+from onnxslim_tk.plan.allocation import Figures
 from onnxslim_tk.plan.proposal import Context, Proposal, Refusal
 from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU
 from tests.models import (
@@ -264,7 +266,7 @@ def smooth_images(seed: int, count: int) -> Array:
     return np.asarray(np.kron(coarse, np.ones((1, 1, 4, 4), np.float32)), np.float32)
 
 
-@pytest.mark.parametrize("importance", ["energy", "random"])
+@pytest.mark.parametrize("importance", ["obs", "energy", "random"])
 def test_a_refit_beats_no_refit_by_far_on_samples_that_it_has_not_seen(importance: Any) -> None:
     proto, feed = correlated_cnn(), {"x": smooth_images(60, 64)}
     unseen = {"x": smooth_images(61, 32)}
@@ -396,9 +398,10 @@ def test_energy_drops_channels_that_bring_nothing() -> None:
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     model = opened(proto)
     context = context_of(model, {"x": normal(65, 100, 32)}, samples=True)
-    rows, _ = rows_of(model, context)
-    assert rows[0].details["kept"] == list(range(0, 64, 2))
-    assert rows[0].error < 1e-6
+    for importance in ("obs", "energy"):
+        rows, _ = rows_of(model, context, Channels(importance=importance))
+        assert rows[0].details["kept"] == list(range(0, 64, 2))
+        assert rows[0].error < 1e-6
 
 
 def test_another_seed_keeps_other_random_channels() -> None:
@@ -413,6 +416,8 @@ def test_another_seed_keeps_other_random_channels() -> None:
     [
         ({"keep": 0.0}, r"channels: keep must be in \(0, 1\], got 0.0"),
         ({"keep": 1.2}, r"channels: keep must be in \(0, 1\], got 1.2"),
+        ({"macs": 1.5}, r"channels: macs must be in \(0, 1\], got 1.5"),
+        ({"attention": "all"}, "channels: attention must be heads or size, got 'all'"),
         ({"importance": "taylor"}, "channels: importance must be .* got 'taylor'"),
     ],
 )
@@ -435,3 +440,54 @@ def test_a_plan_that_does_not_fit_is_refused(details: dict[str, Any], message: s
         Channels().apply(
             opened(mlp()), [Proposal(("m1",), "channels", 0.5, details)], Context(FINE)
         )
+
+
+def test_elimination_finds_better_channels_than_energy_and_chance() -> None:
+    proto, feed = correlated_cnn(), {"x": smooth_images(60, 64)}
+    model = opened(proto)
+    context = context_of(model, feed, samples=True)
+    errors = [
+        sum(row.error for row in rows_of(model, context, Channels(importance=kind))[0])
+        for kind in ("obs", "energy", "random")
+    ]
+    assert errors[0] < min(errors[1:])
+
+
+def test_a_refit_in_order_makes_up_for_what_went_before() -> None:
+    proto = correlated_cnn()
+    feeds = [{"x": smooth_images(100 + k, 8)} for k in range(12)]
+    model = opened(proto)
+    shapes = observed_shapes(model, feeds[0])
+    seen = observe(model, feeds, frozenset({"covariance"}), 0, shapes)
+    context = Context(FINE, statistics=seen, feeds=feeds, shapes=shapes)
+    method, unseen = Channels(keep=0.25), {"x": smooth_images(61, 32)}
+    rows, _ = rows_of(model, context, method)
+    reference = outputs(proto, unseen)["y"]
+    quality = []
+    for sequential in (False, True):
+        cut = opened(proto)
+        Channels(keep=0.25, sequential=sequential).apply(cut, rows, context)
+        quality.append(noise_db(reference, outputs_of(cut, unseen)["y"]))
+    assert quality[1] > quality[0] + 0.5
+
+
+@pytest.mark.parametrize("figure", ["macs", "latency", "parameters"])
+def test_a_figure_of_the_whole_is_met_by_ratios_per_group(figure: str) -> None:
+    # Convolutions of fewer than 16 channels take the time of 16.
+    flat = figure == "latency"
+    feeds = [{"x": normal(k, 8, 32) if flat else smooth_images(100 + k, 4)} for k in range(4)]
+    model = opened(mlp() if flat else residual_cnn())
+    shapes = observed_shapes(model, feeds[0])
+    seen = observe(model, feeds, frozenset({"covariance"}), 0, shapes)
+    context = Context(FINE, statistics=seen, feeds=feeds, shapes=shapes)
+    method = Channels(keep=0.25, **{figure: 0.7})  # type: ignore[arg-type]
+    rows, _ = rows_of(model, context, method)
+
+    def total() -> float:
+        found = list(layers(model))
+        figures = Figures(found, observed_shapes(model, feeds[0]), FINE)
+        return float(sum(getattr(figures, figure)(layer.id, {}) for layer in found))
+
+    before = total()
+    method.apply(model, rows, context)
+    assert 0.4 < total() / before <= 0.7 + 1e-9

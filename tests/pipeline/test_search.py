@@ -138,3 +138,26 @@ def test_what_an_earlier_attempt_began_alike_is_not_looked_at_again(
     rows = {stage.stage: list(stage.rows) for stage in found.plan.stages}
     again = alone.attempt(lambda stage, proposals, model, context: rows[stage.name], 0)
     assert again.data == found.data
+
+
+@pytest.mark.parametrize("recipe", ["balanced", "small"])
+def test_multiplications_fall_to_their_limit_by_channels(
+    wide: Path, samples: Samples, tmp_path: Path, recipe: str
+) -> None:
+    options = Options(calibration=samples, budget=Budget(max_macs="60%", max_params="60%"))
+    report = optimize(wide, tmp_path / "result.onnx", recipe, options)
+    assert report.holds
+    shares = {check.figure: check.value for check in report.checks if check.subject == "layers"}
+    assert set(shares) == {"share of macs", "share of parameters"}
+    assert all(0.2 < share <= 0.6 for share in shares.values())
+    figures = report.validation
+    assert (figures.result.macs or 0) <= 0.6 * (figures.original.macs or 0)
+
+
+def test_a_limit_that_no_pruning_meets_is_said_not_to_hold(
+    wide: Path, samples: Samples, tmp_path: Path
+) -> None:
+    options = Options(calibration=samples, budget=Budget(max_macs="1%"))
+    report = optimize(wide, tmp_path / "result.onnx", "light", options)
+    assert not report.holds
+    assert [c.figure for c in report.checks if not c.holds] == ["share of macs"]

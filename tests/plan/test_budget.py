@@ -148,6 +148,9 @@ def test_agreement_fails_when_it_is_too_far_below_the_limit_for_chance() -> None
             {"max_size": "10 parsecs"},
             "budget: max size must read like 10%, 300KB, 2MB or 123456, got '10 parsecs'",
         ),
+        ({"max_macs": "70"}, "budget: max macs must read like 70%, got '70'"),
+        ({"max_latency": "0%"}, "budget: max latency must read like 70%, got '0%'"),
+        ({"max_params": "2MB"}, "budget: max params must read like 70%, got '2MB'"),
         ({"max_size": 0}, "budget: max size must read like 10%, 300KB, 2MB or 123456, got 0"),
     ],
 )
@@ -191,3 +194,10 @@ def test_what_holds_by_chance_or_a_hair_is_not_clear(
     figure: str, value: float, limit: float, holds: bool, clear: bool
 ) -> None:
     assert Check("y", figure, value, limit, holds).is_clear == clear
+
+
+def test_limits_of_work_are_shares() -> None:
+    budget = Budget(max_macs="70%", max_params="12.5 %")
+    assert budget.shares() == {"macs": 0.7, "parameters": 0.125}
+    assert not budget.has_limits
+    assert replace(budget, min_agreement=0.9).has_limits
