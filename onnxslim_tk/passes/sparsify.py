@@ -50,7 +50,7 @@ class Sparsify:
     sparsity: float = 0.5
     scope: Literal["measured", "layer", "global"] = "layer"
     mask: Way = "magnitude"
-    pattern: str = ""
+    pattern: str | None = None
     block: int = 1
     recover: bool = True
 
@@ -65,13 +65,13 @@ class Sparsify:
             raise RecipeError(
                 f"sparsify: mask must be magnitude, wanda or sparsegpt, got {self.mask!r}"
             )
-        if self.pattern and _pattern(self.pattern) is None:
+        if self.pattern is not None and _pattern(self.pattern) is None:
             raise RecipeError(
                 f"sparsify: pattern must be N:M with 0 < N < M <= 64, got {self.pattern!r}"
             )
         if not 1 <= self.block <= _MOST_BLOCK:
             raise RecipeError(f"sparsify: block must be in [1, {_MOST_BLOCK}], got {self.block}")
-        if self.pattern and self.block > 1:
+        if self.pattern is not None and self.block > 1:
             raise RecipeError("sparsify: pattern and block exclude each other; leave one out")
 
     def propose(self, model: Model, context: Context) -> Iterator[Proposal | Refusal]:
@@ -112,9 +112,9 @@ class Sparsify:
         return Masking(self.mask, _pattern(self.pattern), self.block)
 
 
-def _pattern(text: str) -> tuple[int, int] | None:
+def _pattern(text: str | None) -> tuple[int, int] | None:
     """N and M of ``N:M``; None for anything else."""
-    parts = re.fullmatch(r"([0-9]{1,2}):([0-9]{1,2})", text)
+    parts = re.fullmatch(r"([0-9]{1,2}):([0-9]{1,2})", text or "")
     if parts is None:
         return None
     keep, of = int(parts[1]), int(parts[2])
