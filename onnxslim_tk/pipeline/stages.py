@@ -7,6 +7,7 @@ from typing import Protocol
 from onnxslim_tk.errors import RecipeError, SessionError
 from onnxslim_tk.graph.edit import drop_unused
 from onnxslim_tk.graph.layers import layers
+from onnxslim_tk.graph.mapped import release_pages
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.observe import Statistics, observe, observed_shapes
 from onnxslim_tk.measure.runtime import Feed
@@ -157,6 +158,7 @@ def _propose(model: Model, stage: Stage, context: Context) -> tuple[list[Proposa
                 proposals.append(row)
             else:
                 refusals.append(row)
+            release_pages()
     return proposals, refusals
 
 

@@ -48,6 +48,6 @@ def test_spends_what_nobody_minds_where_a_byte_less_costs_least(
     shares = np.exp(-0.5 * ((np.arange(16) - 7.5) / 3.2) ** 2)
     one = generator.choice(16, 1_200_000, p=shares / shares.sum()).astype(np.int8)
     tensors = [(array.nbytes, tuple(options(inspect(array), 17))) for array in (one, one[:-1])]
-    taken = [option.encoding.name for option in choose(tensors, 17) if option is not None]
+    taken = [option.name for option in choose(tensors, 17) if option is not None]
     # Both would take more than there is.
     assert sorted(taken) == ["codes-4", "escapes-3.2"]
