@@ -68,6 +68,8 @@ _TOGETHER: Final = 1 << 30
 _PLAIN_ORDER: Final = "session.disable_prepacking"
 _LEFT_OUT: Final = "optimization.disable_specified_optimizers"
 _FOLDER: Final = "session.model_external_initializers_file_folder_path"
+_KNOWS_FOLDER: Final = tuple(int(part) for part in ort.__version__.split(".")[:2]) >= (1, 21)
+"""Whether the runtime looks for data files in a folder that it is told; earlier ones borrow arrays."""
 _LENT: Final = 1 << 20
 """Bytes of the smallest array that is lent: the runtime reads small constants while it loads."""
 
@@ -205,7 +207,7 @@ def _lent(stored: Stored, options: Any) -> bytes | Path:
     """What to open of a model whose weights lie apart.
 
     ``options`` get the folder of big weights that lie in files, for the runtime to map, and the
-    arrays of those that lie nowhere yet, which it copies.
+    arrays of those that lie nowhere yet, which it copies; before 1.21 it copies all.
     """
     if stored.is_single:
         return stored.head
@@ -221,7 +223,7 @@ def _lent(stored: Stored, options: Any) -> bytes | Path:
         raw = stored.weights.raw(tensor)
         lend = stored.weights.size >= _BIG and position < outermost and is_plain(tensor)
         lend = lend and raw.nbytes >= _LENT
-        file, offset = (lend and place_in_file(raw)) or (None, 0)
+        file, offset = (lend and _KNOWS_FOLDER and place_in_file(raw)) or (None, 0)
         if file is not None and folder in (None, file.parent):
             folder = file.parent
             refer(tensor, file.name, str(offset), str(raw.nbytes))
