@@ -129,11 +129,28 @@ class Session:
         return dict(zip(wanted, values, strict=True))
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """An operator in the graph that the runtime really runs, and the names of its tensors."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
 def running_operators(model: Opened) -> Counter[str]:
     """How often each operator type stands in the graph that the runtime really runs.
 
-    Counts after the runtime's own folding, fusion and layout changes; bodies of If, Loop and
-    Scan count too. Raises SessionError when the runtime refuses the model.
+    Raises SessionError when the runtime refuses the model.
+    """
+    return Counter(node.op for node in running_nodes(model))
+
+
+def running_nodes(model: Opened) -> list[Running]:
+    """The operators of the graph that the runtime really runs.
+
+    That is the graph after the runtime's own folding, fusion and layout changes, bodies of If, Loop
+    and Scan included. Raises SessionError when the runtime refuses the model.
     """
     with tempfile.TemporaryDirectory(prefix="onnxslim-") as folder:
         path = Path(folder) / "optimized.onnx"
@@ -149,7 +166,7 @@ def running_operators(model: Opened) -> Counter[str]:
         )
         _open(model, options)
         proto = onnx.load(path, load_external_data=False)
-    return Counter(_operators(proto.graph))
+    return list(_running(proto.graph))
 
 
 def fit_together(*models: Opened) -> bool:
@@ -264,9 +281,9 @@ def _info(value: Any) -> TensorInfo:
     return TensorInfo(value.name, None if kind is None else np.dtype(kind), dims)
 
 
-def _operators(graph: onnx.GraphProto) -> Iterator[str]:
+def _running(graph: onnx.GraphProto) -> Iterator[Running]:
     for node in graph.node:
-        yield node.op_type
+        yield Running(node.op_type, tuple(node.input), tuple(node.output))
         for attribute in node.attribute:
             for body in (attribute.g, *attribute.graphs):
-                yield from _operators(body)
+                yield from _running(body)
