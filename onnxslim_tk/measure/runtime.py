@@ -69,7 +69,7 @@ _PLAIN_ORDER: Final = "session.disable_prepacking"
 _LEFT_OUT: Final = "optimization.disable_specified_optimizers"
 _FOLDER: Final = "session.model_external_initializers_file_folder_path"
 _KNOWS_FOLDER: Final = tuple(int(part) for part in ort.__version__.split(".")[:2]) >= (1, 21)
-"""Whether the runtime looks for data files in a folder that it is told; earlier ones borrow arrays."""
+"""Whether the runtime looks for data files where it is told to; earlier ones borrow arrays."""
 _LENT: Final = 1 << 20
 """Bytes of the smallest array that is lent: the runtime reads small constants while it loads."""
 
