@@ -175,7 +175,8 @@ def refusal_tables(refusals: Sequence[Refused]) -> Iterator[Table]:
 
 def plan_table(plan: Plan) -> Table:
     """A plan's rows."""
-    columns = ("stage", "method", "target", "setting>", "bytes saved>", "MACs saved>", "error>")
+    numbers = ("setting>", "bytes saved>", "MACs saved>", "error>")
+    columns = ("stage", "method", "target", *numbers, "why")
     rows = [(stage.stage, row) for stage in plan.stages for row in stage.rows]
     left = f", the first {_ROWS_SHOWN}" if len(rows) > _ROWS_SHOWN else ""
     table = _table(f"Plan: {len(rows)} rows{left}", *columns)
@@ -183,7 +184,8 @@ def plan_table(plan: Plan) -> Table:
         error = real(row.error, 3) + (" (measured)" if row.measured else "")
         saved = count(row.bytes_saved), count(row.macs_saved)
         target = some(row.targets[:1], len(row.targets))
-        table.add_row(shown(stage), row.method, target, shown(str(row.setting)), *saved, error)
+        cells = shown(str(row.setting)), *saved, error, shown(row.why)
+        table.add_row(shown(stage), row.method, target, *cells)
     return table
 
 

@@ -17,6 +17,7 @@ from onnxslim_tk.plan.plan import Plan, StagePlan
 from onnxslim_tk.plan.proposal import Context, Proposal, Refusal, matches
 from onnxslim_tk.plan.recipe import Recipe, Stage
 from onnxslim_tk.plan.targets import Target
+from onnxslim_tk.plan.why import explained, given_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,9 @@ def carry_out(
         model, reference = current.after, current.reference
         if reference is None and setting.samples is not None and any(r.error > 0 for r in rows):
             reference = current.before
-        done.append(StagePlan(stage.name, tuple(rows), tuple(current.refusals)))
+        told = explained(rows, current.proposals)
+        refusals = (*current.refusals, *given_up(rows, current.proposals))
+        done.append(StagePlan(stage.name, tuple(told), refusals))
     return model, tuple(done)
 
 
