@@ -193,7 +193,7 @@ def _numbered(
     """
     seen = np.zeros(count * kinds, np.bool_)
     for part, other in zip(_blocks(codes), _blocks(more), strict=True):
-        seen[part * np.int64(kinds) + other] = True
+        seen[part.astype(np.int64) * kinds + other] = True
     distinct = np.flatnonzero(seen)
     if len(distinct) > LARGEST:
         return None
@@ -202,7 +202,7 @@ def _numbered(
     numbers = np.empty(codes.shape, np.uint16)
     counts = np.zeros(len(distinct), np.int64)
     for part, other, number in zip(_blocks(codes), _blocks(more), _blocks(numbers), strict=True):
-        number[:] = place[part * np.int64(kinds) + other]
+        number[:] = place[part.astype(np.int64) * kinds + other]
         counts += np.bincount(number, minlength=len(distinct))
     return numbers, counts
 
