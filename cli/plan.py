@@ -18,7 +18,7 @@ from .effort import Effort
 from .options import Choices, Source, check_targets
 from .progress import Steps
 from .supervise import Isolation, supervise
-from .tables import plan_table, refusals_table, show
+from .tables import plan_table, refusal_tables, show
 
 Place = Annotated[
     Path,
@@ -45,8 +45,7 @@ def plan(
     if json:
         typer.echo(json_text(plan_data(made)), nl=False)
     elif not quiet:
-        left = refusals(made)
-        show([plan_table(made), *([refusals_table(left)] if left else [])])
+        show([plan_table(made), *refusal_tables(refusals(made))])
         say("edit the plan if you like; 'onnxslim apply' with the same samples carries it out")
 
 

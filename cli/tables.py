@@ -41,8 +41,7 @@ def summary_tables(summary: Summary, kinds: Mapping[str, OutputKind]) -> Iterato
         yield packing_table(summary.packing)
     if summary.integers:
         yield integers_table(summary.integers)
-    if summary.refusals:
-        yield refusals_table(summary.refusals)
+    yield from refusal_tables(summary.refusals)
 
 
 def figures_table(figures: Sequence[Figure]) -> Table:
@@ -154,18 +153,30 @@ def integers_table(integers: Sequence[Integers]) -> Table:
     return table
 
 
-def refusals_table(refusals: Sequence[Refused]) -> Table:
-    """What was left alone, and why."""
-    table = _table("Left alone", "method", "reason", "layers>", "such as")
-    for row in refusals:
-        examples = some(row.examples, row.layers)
-        table.add_row(row.method, shown(row.reason), count(row.layers), examples)
-    return table
+def refusal_tables(refusals: Sequence[Refused]) -> Iterator[Table]:
+    """What was left alone, and what was done in another way than a method would have; why."""
+    left = [row for row in refusals if not row.instead]
+    if left:
+        table = _table("Left alone", "method", "reason", "layers>", "such as")
+        for row in left:
+            examples = some(row.examples, row.layers)
+            table.add_row(row.method, shown(row.reason), count(row.layers), examples)
+        yield table
+    others = [row for row in refusals if row.instead]
+    if others:
+        columns = ("method", "reason", "instead", "layers>", "such as")
+        table = _table("Done in another way", *columns)
+        for row in others:
+            examples = some(row.examples, row.layers)
+            cells = shown(row.reason), shown(row.instead), count(row.layers), examples
+            table.add_row(row.method, *cells)
+        yield table
 
 
 def plan_table(plan: Plan) -> Table:
     """A plan's rows."""
-    columns = ("stage", "method", "target", "setting>", "bytes saved>", "MACs saved>", "error>")
+    numbers = ("setting>", "bytes saved>", "MACs saved>", "error>")
+    columns = ("stage", "method", "target", *numbers, "why")
     rows = [(stage.stage, row) for stage in plan.stages for row in stage.rows]
     left = f", the first {_ROWS_SHOWN}" if len(rows) > _ROWS_SHOWN else ""
     table = _table(f"Plan: {len(rows)} rows{left}", *columns)
@@ -173,7 +184,8 @@ def plan_table(plan: Plan) -> Table:
         error = real(row.error, 3) + (" (measured)" if row.measured else "")
         saved = count(row.bytes_saved), count(row.macs_saved)
         target = some(row.targets[:1], len(row.targets))
-        table.add_row(shown(stage), row.method, target, shown(str(row.setting)), *saved, error)
+        cells = shown(str(row.setting)), *saved, error, shown(row.why)
+        table.add_row(shown(stage), row.method, target, *cells)
     return table
 
 

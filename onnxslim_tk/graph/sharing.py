@@ -1,16 +1,22 @@
 """Weights that several layers read."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from onnxslim_tk.graph.layers import Layer
+from onnxslim_tk.graph.mapped import release_pages
 
 
-def by_weight(found: Iterable[Layer]) -> list[tuple[Layer, ...]]:
-    """Layers grouped by the stored weight that they read, in order; most groups have one."""
+def by_weight(found: Iterable[Layer]) -> Iterator[tuple[Layer, ...]]:
+    """Layers grouped by the stored weight that they read, in order; most groups have one.
+
+    What was read of a file for one group leaves memory before the next.
+    """
     groups: dict[int, list[Layer]] = {}
     for layer in found:
         groups.setdefault(id(layer.stored), []).append(layer)
-    return [tuple(group) for group in groups.values()]
+    for group in groups.values():
+        yield tuple(group)
+        release_pages()
 
 
 def read_alike(sharers: Sequence[Layer]) -> bool:

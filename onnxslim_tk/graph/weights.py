@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim_tk.errors import ModelError
+from onnxslim_tk.graph.mapped import release_pages
 
 Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
@@ -218,6 +219,7 @@ class Weights:
         raw = self.raw(tensor)
         for start in range(0, raw.nbytes, _CHUNK):
             yield raw[start : start + _CHUNK].data
+            release_pages()
 
 
 def bare(tensor: TensorProto) -> TensorProto:

@@ -68,6 +68,8 @@ _TOGETHER: Final = 1 << 30
 _PLAIN_ORDER: Final = "session.disable_prepacking"
 _LEFT_OUT: Final = "optimization.disable_specified_optimizers"
 _FOLDER: Final = "session.model_external_initializers_file_folder_path"
+_KNOWS_FOLDER: Final = tuple(int(part) for part in ort.__version__.split(".")[:2]) >= (1, 21)
+"""Whether the runtime looks for data files where it is told to; earlier ones borrow arrays."""
 _LENT: Final = 1 << 20
 """Bytes of the smallest array that is lent: the runtime reads small constants while it loads."""
 
@@ -127,11 +129,28 @@ class Session:
         return dict(zip(wanted, values, strict=True))
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """An operator in the graph that the runtime really runs, and the names of its tensors."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
 def running_operators(model: Opened) -> Counter[str]:
     """How often each operator type stands in the graph that the runtime really runs.
 
-    Counts after the runtime's own folding, fusion and layout changes; bodies of If, Loop and
-    Scan count too. Raises SessionError when the runtime refuses the model.
+    Raises SessionError when the runtime refuses the model.
+    """
+    return Counter(node.op for node in running_nodes(model))
+
+
+def running_nodes(model: Opened) -> list[Running]:
+    """The operators of the graph that the runtime really runs.
+
+    That is the graph after the runtime's own folding, fusion and layout changes, bodies of If, Loop
+    and Scan included. Raises SessionError when the runtime refuses the model.
     """
     with tempfile.TemporaryDirectory(prefix="onnxslim-") as folder:
         path = Path(folder) / "optimized.onnx"
@@ -147,7 +166,7 @@ def running_operators(model: Opened) -> Counter[str]:
         )
         _open(model, options)
         proto = onnx.load(path, load_external_data=False)
-    return Counter(_operators(proto.graph))
+    return list(_running(proto.graph))
 
 
 def fit_together(*models: Opened) -> bool:
@@ -205,7 +224,7 @@ def _lent(stored: Stored, options: Any) -> bytes | Path:
     """What to open of a model whose weights lie apart.
 
     ``options`` get the folder of big weights that lie in files, for the runtime to map, and the
-    arrays of those that lie nowhere yet, which it copies.
+    arrays of those that lie nowhere yet, which it copies; before 1.21 it copies all.
     """
     if stored.is_single:
         return stored.head
@@ -221,7 +240,7 @@ def _lent(stored: Stored, options: Any) -> bytes | Path:
         raw = stored.weights.raw(tensor)
         lend = stored.weights.size >= _BIG and position < outermost and is_plain(tensor)
         lend = lend and raw.nbytes >= _LENT
-        file, offset = (lend and place_in_file(raw)) or (None, 0)
+        file, offset = (lend and _KNOWS_FOLDER and place_in_file(raw)) or (None, 0)
         if file is not None and folder in (None, file.parent):
             folder = file.parent
             refer(tensor, file.name, str(offset), str(raw.nbytes))
@@ -262,9 +281,9 @@ def _info(value: Any) -> TensorInfo:
     return TensorInfo(value.name, None if kind is None else np.dtype(kind), dims)
 
 
-def _operators(graph: onnx.GraphProto) -> Iterator[str]:
+def _running(graph: onnx.GraphProto) -> Iterator[Running]:
     for node in graph.node:
-        yield node.op_type
+        yield Running(node.op_type, tuple(node.input), tuple(node.output))
         for attribute in node.attribute:
             for body in (attribute.g, *attribute.graphs):
-                yield from _operators(body)
+                yield from _running(body)

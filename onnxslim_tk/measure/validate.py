@@ -1,21 +1,29 @@
 """A result held beside its original: size, speed, outputs, layers, and a task metric."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
+from onnxslim_tk.graph.edit import is_constant
 from onnxslim_tk.graph.layers import Layer, layers
-from onnxslim_tk.graph.model import Model, bodies, to_stored
+from onnxslim_tk.graph.model import Model, Node, bodies, to_stored
 from onnxslim_tk.graph.stored import Stored
 from onnxslim_tk.measure.fidelity import OutputFidelity, Runner, compare
 from onnxslim_tk.measure.kinds import OutputKind
 from onnxslim_tk.measure.latency import Latency, measure_latency
 from onnxslim_tk.measure.metrics import Drop, Metric, paired_drop
 from onnxslim_tk.measure.observe import fetch, inner_tensors
-from onnxslim_tk.measure.runtime import Feed, Session, fit_together, is_big, running_operators
+from onnxslim_tk.measure.runtime import (
+    Feed,
+    Running,
+    Session,
+    fit_together,
+    is_big,
+    running_nodes,
+)
 from onnxslim_tk.measure.samples import Samples
 from onnxslim_tk.measure.size import Size, size_of
 from onnxslim_tk.measure.slices import decibels
@@ -40,6 +48,7 @@ INTEGER_KERNELS: Final = frozenset(
         "QLinearMatMul",
     }
 )
+_FORMED: Final = ("Conv", "Gemm", "MatMul")
 _INTEGER: Final = ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul")
 _LAYER_SAMPLES: Final = 4
 _MOST_MEMORY: Final = 1.4
@@ -71,7 +80,8 @@ class Validation:
 
     ``latency`` is None where no run could be timed; ``integer_meant`` counts the layers written
     for integer kernels, ``integer_formed`` the kernels in the graph that the runtime really runs,
-    and ``kernels`` has these by name.
+    ``kernels`` has these by name, and ``integer_layers`` the outputs of the operators of the result
+    that run in them, after the path of their body.
     """
 
     original: Size
@@ -82,6 +92,7 @@ class Validation:
     integer_meant: int
     integer_formed: int
     kernels: Mapping[str, int]
+    integer_layers: tuple[str, ...] = ()
 
 
 def faithfulness(
@@ -139,10 +150,12 @@ def validate_files(
     progress("time both models", 1, 1)
     meant = sum(runs_in_integers(layer) for layer in layers(result[1]))
     meant += sum(node.op in _INTEGER for _, body in bodies(result[1].graph) for node in body.nodes)
-    operators: Counter[str] = Counter()
+    nodes: list[Running] = []
     # The runtime writes its graph with all weights to tell: not where there is nothing to count.
     if after is not None and _holds_integers(result[1]):
-        operators = running_operators(after)
+        nodes = running_nodes(after)
+    kernels = [node for node in nodes if node.op in INTEGER_KERNELS]
+    operators = Counter(node.op for node in kernels)
     return Validation(
         original=size_of(original[0], original[1], shapes[0]),
         result=size_of(result[0], result[1], shapes[1]),
@@ -150,8 +163,9 @@ def validate_files(
         faithfulness=faithful,
         layers=layer_errors(original[1], result[1], feeds[:_LAYER_SAMPLES]),
         integer_meant=meant,
-        integer_formed=sum(operators[name] for name in INTEGER_KERNELS),
-        kernels={name: operators[name] for name in sorted(INTEGER_KERNELS) if operators[name]},
+        integer_formed=len(kernels),
+        kernels={name: operators[name] for name in sorted(operators)},
+        integer_layers=tuple(_in_kernels(result[1], kernels)),
     )
 
 
@@ -182,6 +196,34 @@ def runs_in_integers(layer: Layer) -> bool:
     """Whether a layer is written for an integer kernel: activation and weight behind DQ."""
     makers = [tensor.inputs[0].op for tensor in layer.node.inputs[:2] if tensor.inputs]
     return makers == ["DequantizeLinear", "DequantizeLinear"] and layer.kind != "ConvTranspose"
+
+
+def is_written(node: Node) -> bool:
+    """Whether an operator is one of an integer kernel, or reads what such a kernel is formed of."""
+    if node.op in INTEGER_KERNELS:
+        return True
+    makers = [tensor.inputs[0].op for tensor in node.inputs[:2] if tensor.inputs]
+    return node.op in _FORMED and makers == ["DequantizeLinear", "DequantizeLinear"]
+
+
+def _in_kernels(model: Model, kernels: Sequence[Running]) -> Iterator[str]:
+    """Outputs of the operators that run in ``kernels``, each after the path of its body."""
+    read = [set(kernel.inputs) for kernel in kernels]
+    made = {name for kernel in kernels for name in kernel.outputs}
+    for path, graph in bodies(model.graph):
+        for node in graph.nodes:
+            if not is_written(node):
+                continue
+            output = node.outputs[0]
+            formed = node.op in INTEGER_KERNELS
+            if not formed:
+                # Kernels keep the codes of the weight by name, or else what they put out.
+                left, right = (tensor.inputs[0].inputs[0] for tensor in node.inputs[:2])
+                codes = {t.name for t in (left, right) if is_constant(t)} or {left.name, right.name}
+                behind = {t.name for reader in output.outputs for t in reader.outputs}
+                formed = any(codes <= some for some in read) or bool(made & {output.name, *behind})
+            if formed:
+                yield path + output.name
 
 
 def layer_errors(original: Model, result: Model, feeds: tuple[Feed, ...]) -> tuple[LayerError, ...]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from onnxslim_tk.graph.mapped import release_pages
 from onnxslim_tk.graph.weights import LARGEST, Weights, is_apart
 from onnxslim_tk.packing.scopes import Scope, scopes
 
@@ -89,6 +90,7 @@ def _copies(found: list[Scope], weights: Weights) -> Iterator[list[_Copy]]:
             found_bits.update(data)
             key = (reach, found_bits.digest())
             groups.setdefault(key, []).append(_Copy(scope, tensor))
+            release_pages()
     return (copies for copies in groups.values() if len(copies) > 1)
 
 

@@ -32,11 +32,19 @@ def decode(
     initializers: Mapping[str, onnx.TensorProto],
     name: str,
 ) -> Array:
-    """Return the value ``name`` that ``nodes``, in order, make of ``initializers``."""
+    """Return the value ``name`` that ``nodes``, in order, make of ``initializers``.
+
+    What no later node reads is let go: values on the way are larger than the last.
+    """
+    steps = list(nodes)
+    last = {source: place for place, node in enumerate(steps) for source in node.input}
     values: dict[str, Array] = {}
-    for node in nodes:
+    for place, node in enumerate(steps):
         for source in node.input:
             if source not in values:
                 values[source] = numpy_helper.to_array(initializers[source])
         values[node.output[0]] = evaluate(node, [values[s] for s in node.input])
+        for source in set(node.input):
+            if last[source] == place and source != name:
+                del values[source]
     return values[name]

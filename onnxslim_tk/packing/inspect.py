@@ -16,7 +16,6 @@ LARGEST = 4096
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 _SAMPLE = 1 << 13
 _BLOCK = 1 << 20
-_DIRECT = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +95,14 @@ class Inspection:
         """The places of these values, in order."""
         return np.flatnonzero(self.kept)
 
+    def distances(self) -> Iterator[NDArray[np.intp]]:
+        """How far each of these values is behind the one before, a part of the tensor at a time."""
+        before = -1
+        for number, part in enumerate(_blocks(self.kept)):
+            places = np.flatnonzero(part) + number * _BLOCK
+            yield np.diff(places, prepend=before)
+            before = int(places[-1]) if places.size else before
+
     def rows(self, width: int, fewer_than: Callable[[int, int], bool]) -> Alphabet | None:
         """The alphabet of rows of ``width`` consecutive values, or None.
 
@@ -109,27 +116,28 @@ class Inspection:
         met = len(np.unique(np.ascontiguousarray(few).view(f"V{few.itemsize * width}")))
         if met > LARGEST or not fewer_than(met, size):
             return None
-        codes, count = np.zeros(size, np.int64), 1
+        codes, counts = np.zeros(size, np.uint16), np.array([size])
         for column in range(width):
             # Beginnings of rows are never more than rows.
             single = self._column_codes(columns, column)
             if single is None:
                 return None
-            found = _numbered(codes * single[1] + single[0], count * single[1])
-            if found is None or not fewer_than(len(found[0]), size):
+            found = _numbered(codes, len(counts), *single)
+            if found is None or not fewer_than(len(found[1]), size):
                 return None
-            codes, count = found[2].astype(np.int64), len(found[0])
-        first = np.zeros(count, np.int64)
-        first[codes[::-1]] = np.arange(size - 1, -1, -1)
+            codes, counts = found
+        first = np.zeros(len(counts), np.int64)
+        for start in reversed(range(0, size, _BLOCK)):
+            part = codes[start : start + _BLOCK][::-1]
+            first[part] = np.arange(start + len(part) - 1, start - 1, -1)
         entries = np.ascontiguousarray(columns[first]).view(self.array.dtype)
-        packed = codes.astype(np.uint16)
-        return Alphabet(entries, np.bincount(codes, minlength=count), lambda: packed)
+        return Alphabet(entries, counts, lambda: codes)
 
     def _column_codes(self, columns: NDArray[Any], column: int) -> tuple[NDArray[Any], int] | None:
         if self.alphabet is not None:
             codes = self.alphabet.codes().reshape(columns.shape)[:, column]
             return codes, len(self.alphabet.entries)
-        found = _indexed(np.ascontiguousarray(columns[:, column]), LARGEST)
+        found = _indexed(columns[:, column], LARGEST)
         return None if found is None else (found[2], len(found[0]))
 
 
@@ -177,18 +185,26 @@ def _indexed(
 
 
 def _numbered(
-    keys: NDArray[np.int64], bound: int
-) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[Any]] | None:
-    """Do the same for numbers in ``[0, bound)``, by a table where that is small."""
-    if bound > _DIRECT:
-        return _indexed(keys, LARGEST)
-    counts = np.bincount(keys, minlength=bound)
-    distinct = np.flatnonzero(counts)
+    codes: NDArray[Any], count: int, more: NDArray[Any], kinds: int
+) -> tuple[NDArray[np.uint16], NDArray[np.int64]] | None:
+    """Return the number of each pair of codes, in the order of pairs, and how often each occurs.
+
+    ``codes`` are below ``count``, ``more`` below ``kinds``. None for more than 4096 pairs.
+    """
+    seen = np.zeros(count * kinds, np.bool_)
+    for part, other in zip(_blocks(codes), _blocks(more), strict=True):
+        seen[part.astype(np.int64) * kinds + other] = True
+    distinct = np.flatnonzero(seen)
     if len(distinct) > LARGEST:
         return None
-    place = np.zeros(bound, np.uint16)
+    place = np.zeros(seen.size, np.uint16)
     place[distinct] = np.arange(len(distinct))
-    return distinct, counts[distinct], place[keys]
+    numbers = np.empty(codes.shape, np.uint16)
+    counts = np.zeros(len(distinct), np.int64)
+    for part, other, number in zip(_blocks(codes), _blocks(more), _blocks(numbers), strict=True):
+        number[:] = place[part.astype(np.int64) * kinds + other]
+        counts += np.bincount(number, minlength=len(distinct))
+    return numbers, counts
 
 
 def _places(distinct: NDArray[Any], values: NDArray[Any]) -> NDArray[np.intp]:

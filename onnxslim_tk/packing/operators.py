@@ -22,6 +22,7 @@ LIMIT = 1 << 30
 """Largest output of a node in bytes: beyond it onnxruntime doesn't fold constants."""
 
 _MOST_AXES = 32
+_BLOCK = 1 << 20
 
 
 class UndecodableError(Exception):
@@ -69,7 +70,14 @@ def _gather(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:
     data, indices = inputs
     axis = attribute(node, "axis", 0)
     _fits(data.size // max(data.shape[axis], 1) * indices.size, data.itemsize, limit)
-    return np.take(data, indices, axis=axis)
+    if axis % max(data.ndim, 1) or indices.size <= _BLOCK:
+        return np.take(data, indices, axis=axis)
+    # Block by block: numpy widens all indices.
+    flat = indices.reshape(-1)
+    result = np.empty((flat.size, *data.shape[1:]), data.dtype)
+    for first in range(0, flat.size, _BLOCK):
+        np.take(data, flat[first : first + _BLOCK], 0, result[first : first + _BLOCK])
+    return result.reshape(*indices.shape, *data.shape[1:])
 
 
 def _reshape(node: onnx.NodeProto, inputs: Sequence[Array], limit: int) -> Array:

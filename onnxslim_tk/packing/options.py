@@ -35,15 +35,19 @@ Tensor = tuple[int, Sequence["Option"]]
 
 @dataclass(frozen=True)
 class Option:
-    """An encoding of one tensor, the bytes of its chain, and the shared tables that it reads."""
+    """An encoding of one tensor by name, the bytes of its chain, and the shared tables it reads.
 
-    encoding: Encoding
+    ``load`` is that of the encoding, which itself would keep all codes of the tensor in memory.
+    """
+
+    name: str
+    load: int
     size: int
     tables: frozenset[str]
 
     def price(self, worth: float) -> float:
         """Bytes of the chain, and those that its decoding is worth."""
-        return self.size + self.encoding.load / worth
+        return self.size + self.load / worth
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def options(facts: Inspection, opset: int) -> Iterator[Option]:
         # Names of two letters, as nearly all of the real ones will have at most.
         chain = Chain(Names(set(), 2), {}, table, opset, dry=True)
         if encoding.write(chain) is not None:
-            yield Option(encoding, chain.size(), frozenset(needed))
+            yield Option(encoding.name, encoding.load, chain.size(), frozenset(needed))
 
 
 def packed_bytes(values: NDArray[Any], opset: int = 17) -> int:
@@ -114,7 +118,7 @@ def choose(tensors: Sequence[Tensor], opset: int) -> list[Option | None]:
     """
     small = _with_tables(tensors, inf, opset)
     smallest = [small.best(tensor) for tensor in tensors]
-    if sum(option.encoding.load for option in smallest if option is not None) <= _FREE:
+    if sum(option.load for option in smallest if option is not None) <= _FREE:
         return smallest
     quick = _with_tables(tensors, _WORTH, opset)
     taken = [quick.best(tensor) for tensor in tensors]
@@ -123,7 +127,7 @@ def choose(tensors: Sequence[Tensor], opset: int) -> list[Option | None]:
         size, load = _cost(tensor, taken[index])
         for option in tensor[1]:
             if option.size < size and option.tables <= small.tables:
-                more = option.encoding.load - load
+                more = option.load - load
                 gains.append((more / (size - option.size), index, more, option))
     upgraded, left, done = list(taken), _FREE, set[int]()
     for _, index, more, option in sorted(gains, key=lambda gain: gain[:3]):
@@ -136,7 +140,7 @@ def choose(tensors: Sequence[Tensor], opset: int) -> list[Option | None]:
 
 def _cost(tensor: Tensor, option: Option | None) -> tuple[int, int]:
     """Return the bytes in the file and those at load."""
-    return (tensor[0], 0) if option is None else (option.size, option.encoding.load)
+    return (tensor[0], 0) if option is None else (option.size, option.load)
 
 
 def _file_bytes(tensors: Sequence[Tensor], taken: Sequence[Option | None], opset: int) -> int:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxslim_tk.graph.domains import STANDARD_DOMAINS
+from onnxslim_tk.graph.mapped import release_pages
 from onnxslim_tk.graph.weights import LARGEST, Weights
 from onnxslim_tk.packing.alias import alias
 from onnxslim_tk.packing.chain import Chain, Pool
@@ -112,7 +113,7 @@ def pack(model: onnx.ModelProto, weights: Weights | None = None) -> list[PackedT
         for target, option in zip(targets, chosen, strict=True):
             if target.scope is not scope:
                 continue
-            name = PLAIN if option is None else option.encoding.name
+            name = PLAIN if option is None else option.name
             size = None if option is None else bench.encode(name, target.tensor)
             if size is None:
                 name, size = PLAIN, target.size
@@ -192,6 +193,7 @@ def _targets(found: list[Scope], opset: int, weights: Weights) -> Iterator[_Targ
             facts = inspect(array)
             size = weights.stored_size(tensor)
             yield _Target(scope, tensor, size, tuple(options(facts, opset)), facts.entropy)
+            release_pages()
 
 
 def _unpackable(found: list[Scope]) -> set[Key]:

@@ -28,6 +28,7 @@ _NODES = 75
 """Bytes that the nodes of a plane take, about."""
 _WORD = 1 << 16
 _SHARE = 2
+_BLOCK = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -211,13 +212,17 @@ def _plane(chain: Chain, symbols: Alphabet, base: int, stride: int, padded: int)
 
     def make() -> NDArray[Any]:
         picked = symbols.codes()
-        wide = np.zeros(padded, np.uint16)
-        wide[: picked.size] = picked
-        if base == _WORD:
-            return wide
-        return pack_digits(wide // np.uint16(stride) % np.uint16(base), base)
+        stored = np.zeros(padded // count, dtype)
+        # Whole bytes at a time, for digits are taken out of wider numbers.
+        step = _BLOCK * count
+        for first in range(0, picked.size, step):
+            part = picked[first : first + step]
+            if base < _WORD:
+                wide = part.astype(np.uint16, copy=False)
+                part = pack_digits(wide // np.uint16(stride) % np.uint16(base), base)
+            stored[first // count :][: part.size] = part
+        return stored
 
-    if base == _WORD:
-        return chain.as_integers(chain.data((padded,), np.dtype(np.uint16), make))
-    length = padded // digits_in_byte(base)
-    return chain.as_integers(chain.data((length,), np.dtype(np.uint8), make))
+    dtype = np.dtype(np.uint16 if base == _WORD else np.uint8)
+    count = 1 if base == _WORD else digits_in_byte(base)
+    return chain.as_integers(chain.data((padded // count,), dtype, make))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from math import lcm
 from typing import Any
 
@@ -75,25 +75,29 @@ def _gaps(facts: Inspection, chain: Chain) -> str:
     A distance beyond what a code can say is bridged with entries of background.
     """
     symbols, background, flat = facts.alphabet, facts.background, facts.array.reshape(-1)
-    distance = np.diff(facts.positions, prepend=-1)
-    reach, bridged = _reach(distance, facts)
+    reach, bridged = _reach(facts)
     steps = choices(reach)[0]
     planes = None if symbols is None else smallest(len(symbols.entries), bridged, flat.itemsize)
     # Whole bytes in all planes: pad with entries of background behind the tensor's end.
     step = lcm(*(p.step for p in (steps, planes) if p is not None))
     length = -(-bridged // step) * step
-    bridges = (distance - 1) // reach
-    at = np.cumsum(bridges + 1) - 1
+
+    @cache
+    def steps_taken() -> tuple[NDArray[Any], NDArray[Any]]:
+        distance = np.diff(facts.positions, prepend=-1)
+        bridges = (distance - 1) // reach
+        return np.cumsum(bridges + 1) - 1, distance - bridges * reach - 1
 
     def walked() -> NDArray[Any]:
+        at, last = steps_taken()
         found = np.full(length, reach - 1, np.uint16)
-        found[at] = distance - bridges * reach - 1
+        found[at] = last
         found[bridged:] = 0
         return found
 
     def among(filling: Any, picked: NDArray[Any]) -> NDArray[Any]:
         found = np.full(length, filling, picked.dtype)
-        found[at] = picked[facts.positions]
+        found[steps_taken()[0]] = picked[facts.positions]
         return found
 
     if symbols is None or planes is None:
@@ -116,14 +120,14 @@ def _gaps(facts: Inspection, chain: Chain) -> str:
     return dense if facts.array.ndim == 1 else chain.shaped(dense, flat.size, facts.array.shape)
 
 
-def _reach(distance: NDArray[Any], facts: Inspection) -> tuple[int, int]:
+def _reach(facts: Inspection) -> tuple[int, int]:
     """Return how far a code should reach at most, and how many entries that takes."""
+    entries = dict.fromkeys(_REACHES, facts.kept_count)
+    for distance in facts.distances():
+        for reach in _REACHES:
+            entries[reach] += int(((distance - 1) // reach).sum())
     value = 8.0 * facts.array.itemsize
     if facts.alphabet is not None:
         value = min(value, float(choices(len(facts.alphabet.entries))[-1].width))
-
-    def entries(reach: int) -> int:
-        return int(((distance - 1) // reach).sum()) + distance.size
-
-    best = min(_REACHES, key=lambda r: entries(r) * (value + float(choices(r)[0].width)))
-    return best, entries(best)
+    best = min(_REACHES, key=lambda r: entries[r] * (value + float(choices(r)[0].width)))
+    return best, entries[best]

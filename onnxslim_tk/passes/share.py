@@ -80,7 +80,7 @@ class Share:
     def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
         """Give the chosen layers values of the codebooks in their rows' details."""
         outputs = output_names(model)
-        pairs = chosen_layers(model, chosen)
+        pairs = list(chosen_layers(model, chosen))
         rows = {layer.id: row for layer, row in pairs}
         later = [layer for layer, _ in pairs if self._comes_in_turn(layer, context)]
         reference = model.copy() if later else model

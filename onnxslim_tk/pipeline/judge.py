@@ -65,7 +65,9 @@ def judge(shop: Workshop, attempt: Attempt, started: float, everything: bool = F
         checks=shop.checks(found, attempt),
         plan=attempt.plan,
         packed=attempt.packed,
-        integers=layer_runs(attempt.model, attempt.plan, shop.samples is not None),
+        integers=layer_runs(
+            attempt.model, attempt.plan, shop.samples is not None, validation.integer_layers
+        ),
         warnings=tuple(_warnings(shop, attempt, opened, counts)),
         steps_back=attempt.steps,
         only_tidied=attempt.only_tidied,

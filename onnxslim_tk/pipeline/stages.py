@@ -9,6 +9,7 @@ from typing import Final, Protocol
 from onnxslim_tk.errors import RecipeError, SessionError
 from onnxslim_tk.graph.edit import drop_unused
 from onnxslim_tk.graph.layers import layers
+from onnxslim_tk.graph.mapped import release_pages
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.graph.weight_grid import WeightGrids
 from onnxslim_tk.measure.observe import Statistics, observe, observed_shapes
@@ -29,6 +30,7 @@ from onnxslim_tk.plan.plan import Plan, StagePlan
 from onnxslim_tk.plan.proposal import Context, Proposal, Refusal, matches
 from onnxslim_tk.plan.recipe import Recipe, Stage
 from onnxslim_tk.plan.targets import Target
+from onnxslim_tk.plan.why import explained, given_up
 
 # Processor time of a stage from which on its model is kept, and the bytes up to which it is. Time
 # decides here on nothing but time.
@@ -166,7 +168,9 @@ def _carried_out(
         model, reference, key = current.after, current.reference, current.after_key
         if reference is None and setting.samples is not None and any(r.error > 0 for r in rows):
             reference = current.before
-        done.append(StagePlan(stage.name, tuple(rows), tuple(current.refusals)))
+        told = explained(rows, current.proposals)
+        refusals = (*current.refusals, *given_up(rows, current.proposals))
+        done.append(StagePlan(stage.name, tuple(told), refusals))
     return model, tuple(done)
 
 
@@ -242,6 +246,7 @@ def _propose(model: Model, stage: Stage, context: Context) -> tuple[list[Proposa
                 proposals.append(row)
             else:
                 refusals.append(row)
+            release_pages()
     return proposals, refusals
 
 

@@ -26,7 +26,7 @@ _MOST_NUMBER: Final = 1e300
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """What one stage does: the rows chosen, and what methods left alone and why."""
+    """What one stage does: the rows chosen and why, and what methods left alone and why."""
 
     stage: str
     rows: tuple[Proposal, ...]
@@ -139,6 +139,7 @@ def _row(data: Any, who: str, methods: Methods) -> Proposal:
         cost_saved=float(_number(data, "cost_saved", who)),
         error=float(_number(data, "error", who)),
         measured=bool(data.get("measured", False)),
+        why=str(data.get("why", "")),
     )
 
 

@@ -25,7 +25,8 @@ class Proposal:
     twice; ``bytes_saved`` counts the packed file, ``macs_saved`` one run, ``cost_saved``
     microseconds of one run by the target's table; ``error`` is the expected relative squared
     error of what the targets put out (0: lossless), or of the model's outputs once this row or
-    another setting of its targets was measured there; ``measured`` says that it was this one.
+    another setting of its targets was measured there; ``measured`` says that it was this one;
+    ``why`` is for people: the reason that a chosen row was chosen for.
     """
 
     targets: tuple[str, ...]
@@ -37,6 +38,7 @@ class Proposal:
     cost_saved: float = 0.0
     error: float = 0.0
     measured: bool = False
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from onnxslim_tk.graph.layers import Layer, layers
+from onnxslim_tk.graph.mapped import release_pages
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.graph.sharing import by_weight
 from onnxslim_tk.plan.proposal import AnyPass, Context, Proposal, Refusal
@@ -65,7 +66,12 @@ def by_layer(
         yield from each
 
 
-def chosen_layers(model: Model, chosen: Sequence[Proposal]) -> list[tuple[Layer, Proposal]]:
-    """The layers that rows were chosen for, each with its row, as the model is now."""
+def chosen_layers(model: Model, chosen: Sequence[Proposal]) -> Iterator[tuple[Layer, Proposal]]:
+    """The layers that rows were chosen for, each with its row, as the model is now.
+
+    What was read of a file for one layer leaves memory before the next.
+    """
     rows = {target: row for row in chosen for target in row.targets}
-    return [(layer, rows[layer.id]) for layer in layers(model) if layer.id in rows]
+    for layer in [layer for layer in layers(model) if layer.id in rows]:
+        yield layer, rows[layer.id]
+        release_pages()

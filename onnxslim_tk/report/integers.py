@@ -1,6 +1,6 @@
 """Which operators are written for integer kernels, which kernels formed, and why others did not."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -29,13 +29,15 @@ _EXAMPLES: Final = 3
 class LayerRun:
     """An operator that multiplies weights or activations, and the numbers that it is written for.
 
-    ``why`` says what keeps it in float; it is empty for int8.
+    ``formed`` says whether the runtime really runs it in an integer kernel, ``why`` what keeps it
+    in float; it is empty where the kernel formed.
     """
 
     layer: str
     kind: str
     meant: Literal["int8", "float"]
     why: str = ""
+    formed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +63,16 @@ class Integers:
     reasons: tuple[Because, ...]
 
 
-def layer_runs(result: Model, plan: Plan, sampled: bool) -> tuple[LayerRun, ...]:
+def layer_runs(
+    result: Model, plan: Plan, sampled: bool, formed: Collection[str] = ()
+) -> tuple[LayerRun, ...]:
     """One row for each convolution, matrix product and recurrent operator, bodies included.
 
     ``plan`` is what ``result`` was made by; ``sampled`` says whether there were samples. Embeddings
-    only gather, and are left aside.
+    only gather, and are left aside. ``formed`` has the outputs of operators whose integer kernels
+    formed, each after the path of its body.
     """
-    reasons = _Reasons(plan, sampled)
+    reasons = _Reasons(plan, sampled, frozenset(formed))
     found = []
     for path, graph in bodies(result.graph):
         for node in graph.nodes:
@@ -75,7 +80,7 @@ def layer_runs(result: Model, plan: Plan, sampled: bool) -> tuple[LayerRun, ...]
                 kind = "Conv" if node.op in _CONVOLUTION_KERNELS else "MatMul"
                 place = path + _settled(node, path, reasons.dynamic)
                 name = result.origins.get(place, (place,))[0]
-                found.append(LayerRun(name, kind, "int8"))
+                found.append(_in_int8(name, kind, node, path, reasons))
             elif node.domain in STANDARD_DOMAINS:
                 found.extend(_float_or_int8(result, node, graph, path, reasons))
     return tuple(found)
@@ -94,7 +99,7 @@ def by_kind(runs: Sequence[LayerRun], kernels: Mapping[str, int]) -> tuple[Integ
             len(some),
             sum(run.meant == "int8" for run in some),
             formed.get(kind, 0),
-            _because(run for run in some if run.meant == "float"),
+            _because(run for run in some if not run.formed),
         )
         for kind, some in groups.items()
     )
@@ -120,9 +125,23 @@ def _float_or_int8(
     layer = next(iter(layers_of(model, node, graph, path)), None)
     decoded = all(t.inputs and t.inputs[0].op == "DequantizeLinear" for t in node.inputs[:2])
     if decoded if layer is None else runs_in_integers(layer):
-        return [LayerRun(names[0], node.op, "int8")]
+        return [_in_int8(names[0], node.op, node, path, reasons)]
     why = _no_weight(node) if layer is None else reasons.of(layer)
     return [LayerRun(names[0], node.op, "float", why)]
+
+
+def _in_int8(name: str, kind: str, node: Node, path: str, reasons: "_Reasons") -> LayerRun:
+    """An operator that is written for int8: whether its kernel formed, and if not, why."""
+    output = node.outputs[0]
+    if path + output.name in reasons.formed:
+        return LayerRun(name, kind, "int8", formed=True)
+    behind = [reader.op for reader in output.outputs]
+    why = "the runtime forms no integer kernel of it"
+    if behind and "QuantizeLinear" not in behind:
+        why = f"the runtime forms no integer kernel with {behind[0]} behind it"
+    elif len(behind) > 1:
+        why = "the runtime forms no integer kernel of what several operators read"
+    return LayerRun(name, kind, "int8", why)
 
 
 def _no_weight(node: Node) -> str:
@@ -145,7 +164,7 @@ def _settled(node: Node, path: str, targets: Mapping[str, str]) -> str:
 class _Reasons:
     """What a plan knows about each layer, by its names."""
 
-    def __init__(self, plan: Plan, sampled: bool) -> None:
+    def __init__(self, plan: Plan, sampled: bool, formed: frozenset[str]) -> None:
         rows = [row for stage in plan.stages for row in stage.rows]
         refused = [refusal for stage in plan.stages for refusal in stage.refusals]
         self.dynamic = {t: r.method for r in rows if r.setting == "dynamic" for t in r.targets}
@@ -154,6 +173,7 @@ class _Reasons:
         }
         self._refused = {r.target: r.reason for r in refused if r.method == "quantize"}
         self._refused_dynamic = {r.target: r.reason for r in refused if r.method == "dynamic_int8"}
+        self.formed = formed
         self._made = bool(plan.stages)
         self._sampled = sampled
         self._context = Context(

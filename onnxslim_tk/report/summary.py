@@ -60,12 +60,17 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """How many layers a method left alone for one reason, and the first few of them."""
+    """How many layers a method refused for one reason, and the first few of them.
+
+    ``instead`` names what was done to them all the same, by this method or another: the methods
+    and their settings. Empty, they were left alone.
+    """
 
     method: str
     reason: str
     layers: int
     examples: tuple[str, ...]
+    instead: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +180,21 @@ def packing(packed: Iterable[PackedTensor]) -> tuple[Packing, ...]:
 
 
 def refusals(plan: Plan) -> tuple[Refused, ...]:
-    """What methods left alone by reason, the most frequent reason first."""
-    groups: dict[tuple[str, str], list[str]] = {}
+    """What methods refused by reason and by what was done instead, the most frequent first."""
+    done_to: dict[str, list[str]] = {}
+    for stage in plan.stages:
+        for row in stage.rows:
+            # What changes no output is done beside anything else, not in its place.
+            for target in row.targets if row.error > 0 else ():
+                done_to.setdefault(target, []).append(f"{row.method} {row.setting}")
+    groups: dict[tuple[str, str, str], list[str]] = {}
     for stage in plan.stages:
         for refusal in stage.refusals:
-            groups.setdefault((refusal.method, refusal.reason), []).append(refusal.target)
+            instead = ", ".join(done_to.get(refusal.target, []))
+            key = (refusal.method, refusal.reason, instead)
+            groups.setdefault(key, []).append(refusal.target)
     found = [
-        Refused(method, reason, len(targets), tuple(targets[:_EXAMPLES]))
-        for (method, reason), targets in groups.items()
+        Refused(method, reason, len(targets), tuple(targets[:_EXAMPLES]), instead)
+        for (method, reason, instead), targets in groups.items()
     ]
-    return tuple(sorted(found, key=lambda r: (-r.layers, r.method, r.reason)))
+    return tuple(sorted(found, key=lambda r: (-r.layers, r.method, r.reason, r.instead)))

@@ -1,3 +1,5 @@
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,44 @@ def test_the_estimate_is_what_a_model_gets(build: Build, kind: str) -> None:
     assert 0.999 * found <= packed_bytes(array, 17) <= 1.12 * found
 
 
+@pytest.fixture
+def in_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let some hundred KB be as big for us as some hundred MB are."""
+    for module in ("inspect", "encode", "operators", "planes"):
+        monkeypatch.setattr(f"onnxslim_tk.packing.{module}._BLOCK", 1 << 10)
+
+
+def most_memory(call: Callable[[], object]) -> int:
+    """Bytes that ``call`` holds at a time."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("kind", "times"), [("sparse", 1.2), ("eight", 1.6), ("bell", 1.6), ("rows", 1.2), ("dense", 1)]
+)
+def test_counting_takes_little_more_than_the_codes(
+    in_small_blocks: None, kind: str, times: float
+) -> None:
+    array = np.tile(values(kind), (8, 1))
+    packed_bytes(array[:200])
+    assert most_memory(lambda: packed_bytes(array)) < times * array.nbytes
+
+
+def test_the_codes_of_one_tensor_are_held_at_a_time(build: Build, in_small_blocks: None) -> None:
+    arrays = {f"w{k}": np.roll(values("bell"), k) for k in range(12)}
+    reads = " ".join(f"y{k} = Gather({name}, x)" for k, name in enumerate(arrays))
+    outputs = ", ".join(f"int8[N,300] y{k}" for k in range(len(arrays)))
+    model = build(f"g (int64[N] x) => ({outputs}) {{ {reads} }}", 17, **arrays)
+    packed_bytes(arrays["w0"])
+    # What is written, and what one tensor takes on the way.
+    assert most_memory(lambda: pack(model)) < (len(arrays) + 12) * arrays["w0"].nbytes
+
+
 def test_spends_what_nobody_minds_where_a_byte_less_costs_least(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -48,6 +88,6 @@ def test_spends_what_nobody_minds_where_a_byte_less_costs_least(
     shares = np.exp(-0.5 * ((np.arange(16) - 7.5) / 3.2) ** 2)
     one = generator.choice(16, 1_200_000, p=shares / shares.sum()).astype(np.int8)
     tensors = [(array.nbytes, tuple(options(inspect(array), 17))) for array in (one, one[:-1])]
-    taken = [option.encoding.name for option in choose(tensors, 17) if option is not None]
+    taken = [option.name for option in choose(tensors, 17) if option is not None]
     # Both would take more than there is.
     assert sorted(taken) == ["codes-4", "escapes-3.2"]

@@ -131,7 +131,7 @@ def only(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
     every = module.options
 
     def some(facts: Inspection, opset: int) -> Iterator[Option]:
-        return (option for option in every(facts, opset) if option.encoding.name == encoding)
+        return (option for option in every(facts, opset) if option.name == encoding)
 
     monkeypatch.setattr(module, "options", some)
 

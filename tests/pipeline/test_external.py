@@ -20,7 +20,7 @@ from onnxslim_tk.measure.samples import Samples
 from onnxslim_tk.pipeline import Options, external, files, load, optimize, pack, save
 from onnxslim_tk.pipeline.files import packed, parse, read_model, write_file
 from onnxslim_tk.plan.recipe import Recipe
-from tests.models import mlp, model_of, normal, operators
+from tests.models import mlp, model_of, normal, operators, since
 
 
 def beside(proto: onnx.ModelProto, folder: Path, names: Callable[[str], str]) -> Path:
@@ -419,6 +419,20 @@ def test_what_a_run_allocates_stays_below_the_size_of_the_weights(
     assert peak < size
 
 
+def test_a_runtime_that_knows_no_folder_borrows_the_arrays(
+    tall: Path, in_small_pieces: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxslim_tk.measure.runtime._KNOWS_FOLDER", False)
+    feed = {"h0": normal(1, 2, 256)}
+    expected = Session(tall).run(feed)["h16"]
+    entries: list[str] = []
+    monkeypatch.setattr(
+        ort.SessionOptions, "add_session_config_entry", lambda _, key, value: entries.append(key)
+    )
+    np.testing.assert_array_equal(Session(to_stored(load(tall))).run(feed)["h16"], expected)
+    assert not any("folder" in key for key in entries)
+
+
 def test_a_file_put_together_as_it_is_written_is_the_same(
     tall: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -432,6 +446,7 @@ def test_a_file_put_together_as_it_is_written_is_the_same(
     assert [path.name for path in tmp_path.glob("out*")] == ["out.onnx"]
 
 
+@since("1.21", "maps no file of a model that it gets as bytes")
 def test_the_runtime_maps_what_lies_in_a_file(
     tall: Path, in_small_pieces: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def test_says_of_each_operator_what_keeps_it_in_float(tmp_path: Path) -> None:
     }
     runs = {run.layer: (run.kind, run.meant) for run in report.integers}
     assert runs["c2"] == ("Conv", "int8")
+    assert [run.layer for run in report.integers if run.formed] == ["c1", "c2"]
     assert runs["back"] == ("ConvTranspose", "float")
     convolutions, transposed, products = summarize(report).integers
     assert (convolutions.layers, convolutions.meant, convolutions.formed) == (3, 2, 2)
@@ -147,15 +148,43 @@ def test_a_file_made_elsewhere_is_counted_all_the_same(tmp_path: Path) -> None:
 
 def test_kinds_are_added_up_with_the_commonest_reason_first() -> None:
     runs = [
-        LayerRun("a", "Conv", "int8"),
+        LayerRun("a", "Conv", "int8", formed=True),
         *(LayerRun(f"b{k}", "Conv", "float", "small") for k in range(5)),
         LayerRun("c", "Conv", "float", "big"),
-        LayerRun("d", "MatMul", "int8"),
-        LayerRun("e", "Gemm", "int8"),
+        LayerRun("d", "MatMul", "int8", formed=True),
+        LayerRun("e", "Gemm", "int8", "odd"),
     ]
-    kernels = {"QLinearConv": 1, "QGemm": 1, "MatMulIntegerToFloat": 1}
+    kernels = {"QLinearConv": 1, "MatMulIntegerToFloat": 1}
     small = Because("small", 5, ("b0", "b1", "b2"))
     assert by_kind(runs, kernels) == (
         Integers("Conv", 7, 1, 1, (small, Because("big", 1, ("c",)))),
-        Integers("MatMul, Gemm", 2, 2, 2, ()),
+        Integers("MatMul, Gemm", 2, 2, 1, (Because("odd", 1, ("e",)),)),
     )
+
+
+QDQ = f"""{HEAD} g (float[N, 64] x) => (float[N, 64] y, float[N, 64] z) {{
+    cx = QuantizeLinear(x, s, u) dx = DequantizeLinear(cx, s, u)
+    d1 = DequantizeLinear(w1, s, i) d2 = DequantizeLinear(w2, s, i)
+    a = MatMul(dx, d1) ca = QuantizeLinear(a, s, u) da = DequantizeLinear(ca, s, u) y = Add(a, da)
+    b = MatMul(dx, d2) cb = QuantizeLinear(b, s, u) z = DequantizeLinear(cb, s, u)
+}}"""
+
+
+def test_says_of_each_operator_whether_its_kernel_formed(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    weights = {f"w{k}": generator.integers(-90, 90, (64, 64)).astype(np.int8) for k in (1, 2)}
+    grid = {"s": np.float32(0.05), "u": np.uint8(128), "i": np.int8(0)}
+    onnx.save(model_of(QDQ, weights | grid), tmp_path / "in.onnx")
+    options = Options(calibration=Samples([{"x": normal(k, 2, 64)} for k in range(4)]))
+    report = validate(tmp_path / "in.onnx", tmp_path / "in.onnx", options)
+    assert [(run.layer, run.meant, run.formed) for run in report.integers] == [
+        ("a", "int8", False),
+        ("b", "int8", True),
+    ]
+    assert whys(report) == {
+        "a": "the runtime forms no integer kernel of what several operators read",
+        "b": "",
+    }
+    (products,) = summarize(report).integers
+    assert (products.meant, products.formed) == (2, 1)
+    assert products.reasons[0].examples == ("a",)

@@ -78,6 +78,23 @@ def test_refusals_are_counted_by_reason() -> None:
     first, second = refusals(plan_of(StagePlan("s", (), (other, *small))))
     assert (first.method, first.layers, first.examples) == ("share", 5, ("0", "1", "2"))
     assert (second.reason, second.layers) == ("quantized already", 1)
+    assert first.instead == second.instead == ""
+
+
+def test_what_got_less_or_something_else_is_not_left_alone() -> None:
+    slower = [Refusal(name, "quantize", "would run slower in integers") for name in "abc"]
+    tidied = StagePlan("clean", (Proposal(("c",), "fuse", "scale", bytes_saved=4),))
+    rows = (
+        Proposal(("a",), "quantize", "weights", error=1e-5),
+        Proposal(("b",), "share", 16, error=1e-2),
+        Proposal(("b",), "quantize", "weights", error=1e-5),
+    )
+    found = refusals(plan_of(tidied, StagePlan("s", rows, tuple(slower))))
+    assert {row.examples: row.instead for row in found} == {
+        ("a",): "quantize weights",
+        ("b",): "share 16, quantize weights",
+        ("c",): "",
+    }
 
 
 def test_packing_is_added_up_by_encoding() -> None:
