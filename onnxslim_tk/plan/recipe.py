@@ -40,7 +40,7 @@ PRESETS: Final[Mapping[str, str]] = {
           fuse: [fuse]
           canonicalize: [canonicalize]
           equalize: [equalize]
-          share: [share]
+          share: [{share: {effort: thorough}}]
           numbers: [quantize, dynamic_int8]
         """,
 }
