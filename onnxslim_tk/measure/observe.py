@@ -150,7 +150,9 @@ def observe(
     found = Statistics(shapes=dict(shapes or observed_shapes(model, feeds[0])))
     seen = [layer for layer in layers(model) if not layer.path and layer.input.name in found.shapes]
     jobs = [
-        _Rows(layer, "covariance" in wanted, len(feeds), seed + k) for k, layer in enumerate(seen)
+        # What is quantized already is rounded no more, so that nothing asks for its covariance.
+        _Rows(layer, "covariance" in wanted and layer.is_dense, len(feeds), seed + k)
+        for k, layer in enumerate(seen)
     ]
     jobs = jobs if wanted & {"mean", "covariance"} else []
     jobs = [job for job in jobs if job.layer.meets_input]

@@ -66,14 +66,14 @@ class Probe:
 
     def _run(self, model: Model) -> list[dict[str, NDArray[Any]]]:
         outputs = {place: model.graph.outputs[place] for place in self._places}
-        scores = {place: _scores(tensor) for place, tensor in outputs.items()}
+        scores = {place: scores_behind(tensor) for place, tensor in outputs.items()}
         names = [tensor.name for tensor in outputs.values()]
         behind = [name for name, _ in filter(None, scores.values())]
         found = []
         for values in fetch(model, [*names, *behind], self._feeds):
             run = {f"{place}": values[tensor.name] for place, tensor in outputs.items()}
             for place, (name, axis) in ((k, v) for k, v in scores.items() if v is not None):
-                run[f"{place} scores"] = _centred(values[name], axis).reshape(-1)
+                run[f"{place} scores"] = centred(values[name], axis).reshape(-1)
             found.append(run)
         return found
 
@@ -82,7 +82,7 @@ def _is_float(info: TensorInfo) -> bool:
     return info.dtype is not None and info.dtype.kind == "f"
 
 
-def _scores(output: Tensor) -> tuple[str, int] | None:
+def scores_behind(output: Tensor) -> tuple[str, int] | None:
     """What a Softmax that makes ``output`` reads, and its axis; None where none does."""
     tensor = output
     while tensor.inputs and tensor.inputs[0].op in _MOVERS:
@@ -93,7 +93,8 @@ def _scores(output: Tensor) -> tuple[str, int] | None:
     return maker.inputs[0].name, int(maker.attrs.get("axis", -1))
 
 
-def _centred(values: NDArray[Any], axis: int) -> NDArray[Any]:
+def centred(values: NDArray[Any], axis: int) -> NDArray[Any]:
+    """Scores with their mean along ``axis`` taken off: all that a Softmax sees of them."""
     if not -values.ndim <= axis < values.ndim:
         return values
     wide = values.astype(np.float64)

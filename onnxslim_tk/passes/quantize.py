@@ -24,15 +24,17 @@ from onnxslim_tk.plan.placement import Placement, place
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
 from onnxslim_tk.plan.readers import offered
 from onnxslim_tk.plan.work import layer_work
-from onnxslim_tk.recover.bias import shift_means
+from onnxslim_tk.recover.bias import keeps_mean, shift_means
 from onnxslim_tk.recover.measured_bias import FloatMeans
 from onnxslim_tk.recover.ranges import Ranges, choose_grids
+from onnxslim_tk.recover.weight_rounding import fed_back_grid
 
 Array = NDArray[Any]
 _ALREADY = "quantized already"
 _SHARED = "the weight is shared with another node"
 _OPSET = 13
 _SMALLEST = 64
+_MOST_BITS = 8
 # Multiply-accumulates from which a Pad of the input costs less than odd channels do.
 _WORTH_WIDENING = 100_000
 # Bytes of the nodes and small constants that a quantized layer brings along.
@@ -52,22 +54,25 @@ class Quantize:
     VNNI, where sums of 8-bit products can saturate (Jacob et al., 2018; Krishnamoorthi, 2018).
     ``bias_correction`` keeps the mean outputs of layers: as expected from the means of their
     inputs, and then as measured in the quantized model, where that brings its outputs closer.
+    ``feedback`` rounds weights so that their errors make up for each other on the samples (GPTQ,
+    Frantar et al., 2022), where there are 8 bits; without, each to its nearest value.
     ``only_faster`` keeps in float what the target's table says would run slower in integers, with
     the changes of numbers around it; false is for a machine that the table does not describe.
     """
 
     name: ClassVar[str] = "quantize"
     main: ClassVar[str] = "activations"
-    observes: ClassVar[frozenset[Observable]] = frozenset({"mean", "range"})
+    observes: ClassVar[frozenset[Observable]] = frozenset({"mean", "covariance", "range"})
 
     activations: bool = True
     ranges: Ranges = "auto"
     weight_bits: int = 8
     bias_correction: Literal["none", "expected", "measured"] = "measured"
+    feedback: bool = True
     only_faster: bool = True
 
     def __post_init__(self) -> None:
-        if self.weight_bits not in (7, 8):
+        if self.weight_bits not in (_MOST_BITS - 1, _MOST_BITS):
             raise RecipeError(f"quantize: weight bits must be 7 or 8, got {self.weight_bits}")
         if self.ranges not in ("auto", *METHODS):
             known = ", ".join(METHODS)
@@ -110,9 +115,8 @@ class Quantize:
             if row is None:
                 continue
             tuned = context.tuned(self, layer.names) or self
-            grid = context.grids.of(layer, tuned.weight_bits)
             if layer.kind == "Gather":
-                gather_rows(model, layer, grid)
+                gather_rows(model, layer, context.grids.of(layer, tuned.weight_bits))
                 continue
             if row.setting == "integer" and not _can_run_in_integers(layer, context):
                 raise RecipeError(
@@ -120,6 +124,8 @@ class Quantize:
                     "ranges of what it reads and gives"
                 )
             corrects = tuned.bias_correction != "none" and layer.is_dense
+            centred = corrects and keeps_mean(layer, outputs)
+            grid = tuned._grid(layer, context, centred, len(row.targets) > 1)
             if corrects and context.statistics is not None:
                 after = layer.to_matrix(grid.dense(layer)).astype(np.float64)
                 shift_means(model, layer, layer.matrix(), after, context.statistics, outputs)
@@ -133,6 +139,13 @@ class Quantize:
                 nodes = {id(layer.node): layer.node for layer, _ in integer}
                 moved = [(node, shifts.get(key, 0.0)) for key, node in nodes.items()]
                 means.correct(model, moved, context.feeds)
+
+    def _grid(self, layer: Layer, context: Context, centred: bool, shared: bool) -> WeightGrid:
+        """The weight in int8; one that several layers read stays one."""
+        found = None
+        if self.feedback and self.weight_bits == _MOST_BITS and not shared:
+            found = fed_back_grid(layer, context.statistics, centred)
+        return context.grids.of(layer, self.weight_bits) if found is None else found
 
     def _float_means(
         self, model: Model, rows: Mapping[str, Proposal], context: Context

@@ -10,10 +10,10 @@ from onnx import helper
 
 from onnxslim_tk.errors import SessionError
 from onnxslim_tk.graph.grids import Affine
-from onnxslim_tk.graph.model import Model, to_parts, to_stored
+from onnxslim_tk.graph.model import Model, to_parts
 from onnxslim_tk.graph.regions import Grid, Regions
 from onnxslim_tk.graph.stored import Stored
-from onnxslim_tk.measure.probe import output_errors
+from onnxslim_tk.measure.probe import centred, output_errors, scores_behind
 from onnxslim_tk.measure.runtime import Feed, Session
 
 Floats = NDArray[np.float64]
@@ -25,7 +25,8 @@ class GridProbe:
     """Measures at the model's outputs what rounding to grids of activations does.
 
     Weights stay float; scales, zero points and switches are inputs, so that one session tries
-    any grids. Outputs are held against those of ``reference``, by default of the model itself.
+    any grids. Outputs are held against those of ``reference``, by default of the model itself;
+    probabilities of a Softmax count half, its scores the other half, as :class:`Probe` has it.
     Raises SessionError where a model doesn't run.
     """
 
@@ -45,15 +46,21 @@ class GridProbe:
         while any(name.startswith(self._prefix) for name in taken):
             self._prefix += "_"
         _insert(proto.graph, list(heads.values()), members, self._prefix)
+        self._scores = _add_scores(proto.graph, model)
         self._session = Session(Stored(proto.SerializeToString(), weights))
-        outputs = self._session.outputs
-        self._names = [o.name for o in outputs if o.dtype is not None and o.dtype.kind == "f"]
+        given = {tensor.name for tensor in model.graph.outputs}
+        floats = [o.name for o in self._session.outputs if o.dtype and o.dtype.kind == "f"]
+        self._names = [name for name in floats if name in given]
         self._feeds = feeds
         if reference is None:
             self._reference = [self._run({}, feed) for feed in feeds]
         else:
-            plain = Session(to_stored(reference))
-            self._reference = [plain.run(feed, self._names) for feed in feeds]
+            parts, weights = to_parts(reference)
+            # Scores that the reference calls otherwise are compared with none.
+            known = _add_scores(parts.graph, reference)
+            self._scores = {k: v for k, v in self._scores.items() if known.get(k) == v}
+            plain = Session(Stored(parts.SerializeToString(), weights))
+            self._reference = [self._seen(plain, feed) for feed in feeds]
 
     def errors(self, grids: Mapping[str, Affine], feeds: int | None = None) -> Floats:
         """Relative squared errors ``(feeds,)`` of the outputs with ``grids``, by head, on.
@@ -65,7 +72,14 @@ class GridProbe:
             values = [self._run(grids, feed) for feed in self._feeds[:feeds]]
         except SessionError:
             return np.full(count, np.inf)
-        return output_errors(self._names, self._reference[:count], values)
+        reference = self._reference[:count]
+        errors = np.zeros((max(len(self._names), 1), count))
+        for row, name in zip(errors, self._names, strict=False):
+            row[:] = output_errors([name], reference, values)
+            if name in self._scores:
+                score = output_errors([self._scores[name][0]], reference, values)
+                row[:] = np.sqrt(row * score)
+        return np.asarray(errors.mean(axis=0), np.float64)
 
     def _run(self, grids: Mapping[str, Affine], feed: Feed) -> dict[str, np.ndarray]:
         whole = dict(feed)
@@ -74,7 +88,22 @@ class GridProbe:
             whole[f"{self._prefix}s{k}"] = np.asarray(grid.scale, np.float32)
             whole[f"{self._prefix}z{k}"] = np.asarray(grid.zero_point, np.uint8)
             whole[f"{self._prefix}o{k}"] = np.asarray(like in grids)
-        return self._session.run(whole, self._names)
+        return self._seen(self._session, whole)
+
+    def _seen(self, session: Session, feed: Feed) -> dict[str, np.ndarray]:
+        scores = dict(self._scores.values())
+        found = session.run(feed, [*self._names, *scores])
+        return found | {name: centred(found[name], axis) for name, axis in scores.items()}
+
+
+def _add_scores(graph: onnx.GraphProto, model: Model) -> dict[str, tuple[str, int]]:
+    """Give out what makes probabilities too; names and axes of the scores, by output."""
+    given = {tensor.name for tensor in model.graph.outputs}
+    found = {tensor.name: scores_behind(tensor) for tensor in model.graph.outputs}
+    scores = {name: pair for name, pair in found.items() if pair and pair[0] not in given}
+    for name in {name for name, _ in scores.values()}:
+        graph.output.append(onnx.ValueInfoProto(name=name))
+    return scores
 
 
 def _insert(graph: onnx.GraphProto, heads: Sequence[Grid], members: set[str], prefix: str) -> None:

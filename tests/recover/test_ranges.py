@@ -152,3 +152,28 @@ def test_the_same_feeds_give_the_same_grids() -> None:
         methods: dict[str, Ranges] = dict.fromkeys(regions.grids, "auto")
         results.append(choose_grids(model, regions, statistics, methods, feeds))
     assert results[0] == results[1]
+
+
+def test_scores_behind_probabilities_count_as_much_as_these() -> None:
+    text = f"""{HEAD} g (float[N, 4] x) => (float[N, 3] p) {{
+        s = MatMul(x, w)
+        p = Softmax<axis = 1>(s)
+    }}"""
+    model = opened(model_of(text, {"w": normal(2, 4, 3)}))
+    feeds = [{"x": 3 * normal(60 + k, 5, 4)} for k in range(2)]
+    statistics = observe(model, feeds, RANGE, 0)
+    nodes = [layer.node for layer in layers(model)]
+    regions = find_regions(model.graph, nodes, output_names(model), statistics.extents)
+    coarse = Affine(np.float32(0.3), 128)
+    error = float(GridProbe(model, regions, feeds[:1]).errors({"x": coarse})[0])
+
+    def both(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        scores = x @ normal(2, 4, 3)
+        powers = np.exp(scores - scores.max(1, keepdims=True))
+        return powers / powers.sum(1, keepdims=True), scores - scores.mean(1, keepdims=True)
+
+    before, after = both(feeds[0]["x"]), both(rounded(feeds[0]["x"], coarse))
+    parts = [
+        np.square(b - a).sum() / np.square(b).sum() for b, a in zip(before, after, strict=True)
+    ]
+    assert error == pytest.approx(np.sqrt(parts[0] * parts[1]), rel=1e-3)
