@@ -101,8 +101,9 @@ class GraphModule(nn.Module):
     def _typed(self, name: str, value: Value) -> Value:
         """Codes that are carried as floats leave the graph as the integers they are."""
         dtype = ELEMENT_TYPES.get(self._program.outputs.get(name, 0))
-        carried = torch.is_tensor(value) and value.is_floating_point() and dtype is not None
-        return value.to(dtype) if carried and not dtype.is_floating_point else value
+        if dtype is None or dtype.is_floating_point or not torch.is_tensor(value):
+            return value
+        return value.to(dtype)
 
     def _constants(self) -> Any:
         """A function that gives a tensor of the file by key; each is made once for a run."""

@@ -180,12 +180,26 @@ def _later_scale(program: Program, key: str) -> Array | None:
         for step, slot in program.readers.get(waiting.pop(), ()):
             kind = step.node.kind
             if kind == "Mul" or (kind == "DequantizeLinear" and slot == 0):
-                return _constant(program, step, 1 - slot)
+                return _behind(program, step, 1 - slot)
             follows = kind in _MOVES or kind == "Gather"
             if follows and slot == 0 and step.node.key not in seen:
                 seen.add(step.node.key)
                 waiting.append(step.node.key)
     return None
+
+
+def _behind(program: Program, step: Step, slot: int) -> Array | None:
+    """A scale that is a constant, or one that is looked up row by row as its table is."""
+    found = _constant(program, step, slot)
+    while found is None:
+        maker = program.makers.get(step.keys[slot])
+        if maker is None or maker.node.kind not in (*_MOVES, "Gather"):
+            return None
+        step, slot = maker, 0
+        found = _constant(program, step, slot)
+        if found is not None and step.node.kind == "Gather":
+            return found.reshape(len(found), -1)
+    return found
 
 
 def _constant(program: Program, step: Step, slot: int) -> Array | None:

@@ -70,12 +70,14 @@ class Body:
 class Program:
     """A model as steps.
 
-    ``readers`` says by key which steps read a tensor, and in which input.
+    ``readers`` says by key which steps read a tensor, and in which input; ``makers`` which step
+    makes it.
     """
 
     top: Body
     constants: dict[str, Constant]
     readers: dict[str, list[tuple[Step, int]]]
+    makers: dict[str, Step]
     opsets: dict[str, int]
     inputs: dict[str, int]
     outputs: dict[str, int]
@@ -87,6 +89,7 @@ class _Compiler:
     opsets: dict[str, int]
     constants: dict[str, Constant] = field(default_factory=dict)
     readers: dict[str, list[tuple[Step, int]]] = field(default_factory=dict)
+    makers: dict[str, Step] = field(default_factory=dict)
 
     def body(self, graph: onnx.GraphProto, path: str, around: dict[str, str]) -> Body:
         """Compile ``graph``; ``around`` gives the keys of tensors that it can see outside."""
@@ -128,6 +131,7 @@ class _Compiler:
         for node, gone in zip(nodes, free, strict=True):
             step = self._step(node, path, visible, tuple(gone))
             steps.append(step)
+            self.makers.update((path + name, step) for name in node.output if name)
             for slot, name in enumerate(step.keys):
                 if name:
                     self.readers.setdefault(name, []).append((step, slot))
@@ -177,6 +181,7 @@ def compiled(model: Model) -> Program:
         top,
         compiler.constants,
         compiler.readers,
+        compiler.makers,
         opsets,
         {value.name: value.type.tensor_type.elem_type for value in proto.graph.input},
         {value.name: value.type.tensor_type.elem_type for value in proto.graph.output},
