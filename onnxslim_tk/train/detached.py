@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxslim_tk.errors import SessionError, TrainingError
 from onnxslim_tk.measure.runtime import Session
@@ -15,6 +15,7 @@ from onnxslim_tk.train.program import Step
 from onnxslim_tk.train.rules import Value
 
 _NEWEST_IR: Final = 10
+_INTEGERS: Final = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
 
 
 class Detached:
@@ -31,14 +32,15 @@ class Detached:
     def run(self, step: Step, inputs: Sequence[Value], reason: str) -> tuple[Value, ...]:
         """The outputs of a node for ``inputs``; raises TrainingError where the runtime can't."""
         self.reasons.setdefault(step.node.key, f"{step.node.kind}: {reason}")
-        feed = {
-            name: _array(value)
-            for name, value in zip(step.inputs, inputs, strict=True)
-            if value is not None
-        }
+        feed: dict[str, NDArray[Any]] = {}
+        fixed: dict[str, NDArray[Any]] = {}
+        for name, value, element in zip(step.inputs, inputs, step.node.types, strict=True):
+            if value is not None:
+                # Sizes and axes tell the runtime of shapes before it runs.
+                (fixed if element in _INTEGERS else feed)[name] = _array(value)
         names = [name for name in step.outputs if name]
         try:
-            found = self._session(step, feed).run(feed, names)
+            found = self._session(step, feed, fixed).run(feed, names)
         except SessionError as error:
             raise TrainingError(
                 f"train: {step.node.kind} {step.node.key!r} has no rule, "
@@ -46,7 +48,9 @@ class Detached:
             ) from error
         return tuple(_value(found[name]) if name else None for name in step.outputs)
 
-    def _session(self, step: Step, feed: Mapping[str, NDArray[Any]]) -> Session:
+    def _session(
+        self, step: Step, feed: Mapping[str, NDArray[Any]], fixed: Mapping[str, NDArray[Any]]
+    ) -> Session:
         ranks = tuple((name, value.dtype.str, value.ndim) for name, value in feed.items())
         key = (step.node.key, ranks)
         if key not in self._sessions:
@@ -57,7 +61,8 @@ class Detached:
                 for name, value in feed.items()
             ]
             outputs = [onnx.ValueInfoProto(name=name) for name in step.outputs if name]
-            graph = helper.make_graph([step.proto], "node", infos, outputs)
+            held = [numpy_helper.from_array(value, name) for name, value in fixed.items()]
+            graph = helper.make_graph([step.proto], "node", infos, outputs, held)
             opsets = [helper.make_opsetid(domain, n) for domain, n in self._opsets.items()]
             model = helper.make_model(graph, opset_imports=opsets, ir_version=_NEWEST_IR)
             self._sessions[key] = Session(model.SerializeToString())

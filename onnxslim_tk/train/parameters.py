@@ -97,7 +97,8 @@ def trained(program: Program) -> dict[str, Role]:
     """
     roles: dict[str, Role] = {}
     for key, constant in program.constants.items():
-        role = _role(program, key, constant)
+        # What a run may override is no weight.
+        role = None if key in program.inputs else _role(program, key, constant)
         if role is not None:
             roles[key] = role
     return roles

@@ -19,7 +19,7 @@ Array = NDArray[Any]
 
 _MOST_ENTRIES: Final = 256
 _MOST_INTEGERS: Final = 64
-_WIDTHS: Final = (2, 4, 8)
+_WIDTHS: Final = (8, 4, 2)
 _USES: Final = 4
 """How often an entry of a codebook must be used on average: by chance, no value comes twice."""
 _PRUNED: Final = 0.5

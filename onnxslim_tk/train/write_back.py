@@ -19,15 +19,19 @@ def write_back(module: GraphModule, model: Model) -> int:
     module does. Raises TrainingError where one of them isn't in ``model`` or has another shape.
     """
     values = trained_values(module)
-    missing = set(values)
-    for path, graph in bodies(model.graph):
-        for holder in _holders(graph):
-            key = _key(path, holder.name, values)
-            if key:
-                _put(holder, values[key], key)
-                missing.discard(key)
+    found = [
+        (key, holder)
+        for path, graph in bodies(model.graph)
+        for holder in _holders(graph)
+        if (key := _key(path, holder.name, values))
+    ]
+    missing = values.keys() - {key for key, _ in found}
     if missing:
         raise TrainingError(f"train: the model has no tensor {min(missing)!r} to write back to")
+    for key, holder in found:
+        _check(holder, values[key], key)
+    for key, holder in found:
+        holder.values = values[key]
     return len(values)
 
 
@@ -68,10 +72,9 @@ def _key(path: str, name: str, values: dict[str, NDArray[Any]]) -> str:
     return name if name in values else ""
 
 
-def _put(holder: Any, values: NDArray[Any], key: str) -> None:
+def _check(holder: Any, values: NDArray[Any], key: str) -> None:
     if tuple(holder.shape) != values.shape:
         raise TrainingError(
             f"train: the tensor {key!r} has the shape {tuple(holder.shape)} in the model, "
             f"{values.shape} in what was trained"
         )
-    holder.values = values

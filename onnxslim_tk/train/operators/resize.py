@@ -43,8 +43,9 @@ def _resize(
     sizes: Tensor | None = None,
 ) -> Tensor:
     if node.opset < 11:
-        assert region is not None  # what was the second input then
-        axes = _by_scales(x, list(range(x.dim())), region.tolist())
+        # What was the second input then.
+        factors = [] if region is None else region.tolist()
+        axes = _by_scales(x, list(range(x.dim())), factors)
         down = any(axis.scale < 1 for axis in axes)
         return _resized(node, x, axes, "asymmetric", "ceil" if down else "floor")
     if node.get("antialias", 0) or node.get("exclude_outside", 0):
@@ -56,8 +57,7 @@ def _resize(
         pairs = list(zip(along, integers(sizes), strict=True))
         axes = [_Axis(k, x.shape[k], new, new / x.shape[k]) for k, new in pairs]
     else:
-        assert scales is not None  # one of the two is there in a valid model
-        axes = _by_scales(x, along, scales.tolist())
+        axes = _by_scales(x, along, [] if scales is None else scales.tolist())
     mode = node.get("coordinate_transformation_mode", "half_pixel")
     return _resized(node, x, axes, mode, node.get("nearest_mode", "round_prefer_floor"))
 
@@ -74,14 +74,15 @@ def _resized(node: Node, x: Tensor, axes: list[_Axis], mode: str, rounding: str)
         return _nearest(node, x, axes, mode, rounding)
     spatial = [axis for axis in axes if axis.number >= 2]
     exact = all(axis.new == axis.old * axis.scale for axis in axes)
-    plain = mode == "align_corners" or (mode in ("half_pixel", "pytorch_half_pixel") and exact)
+    corners = mode == "align_corners"
+    plain = corners or (mode in ("half_pixel", "pytorch_half_pixel") and exact)
     if kind == "linear" and plain and x.dim() in _KERNELS and len(spatial) == len(axes):
         one = mode == "pytorch_half_pixel" and any(axis.new == 1 for axis in axes)
         if not one:
             size = list(x.shape[2:])
             for axis in spatial:
                 size[axis.number - 2] = axis.new
-            return F.interpolate(x, size, mode=_KERNELS[x.dim()], align_corners="c" in mode[:7])
+            return F.interpolate(x, size, mode=_KERNELS[x.dim()], align_corners=corners)
     weights = {"linear": _linear, "cubic": _cubic(node.get("cubic_coeff_a", -0.75))}[kind]
     for axis in axes:
         x = _interpolated(x, axis, _places(node, axis, mode), weights)

@@ -89,11 +89,12 @@ def _slice(
     for start, end, axis, step in zip(first, last, along, stride, strict=True):
         size = x.shape[axis]
         if step > 0:
+            start, end = (max(min(n, size), -size - 1) for n in (start, end))
             # The slices of Python: far ends are cut, negative numbers count from the back.
             x = x[(slice(None),) * axis_of(axis, x.dim()) + (slice(start, end, step),)]
         else:
             start, end = (n + size if n < 0 else n for n in (start, end))
-            places = range(min(start, size - 1), max(end, -1), step)
+            places = range(min(max(start, 0), size - 1), max(end, -1), step)
             x = x.index_select(axis, torch.tensor(list(places), dtype=torch.int64))
     return x
 
