@@ -25,10 +25,11 @@ class GraphModule(nn.Module):
     Called with a mapping of inputs by name, arrays or tensors, it gives the outputs by name.
     Parameters are the tensors of the file that :func:`onnxslim_tk.train.parameters.trained` finds;
     ``ties`` says by key, the path of a body and a name, which of ``weights`` holds it, and
-    tensors that are one share one. 16-bit floats are calculated in 32 bits. ``detached`` tells of
-    the nodes that ran in onnxruntime so far, because no rule is known: no gradient passes them.
-    The model itself changes only by :func:`onnxslim_tk.train.write_back.write_back`. Raises
-    TrainingError for sparse initializers.
+    tensors that are one share one. 16-bit floats are calculated in 32 bits. ``joins`` tells
+    whether samples may be laid together along their first axis, ``detached`` which nodes ran in
+    onnxruntime so far, because no rule is known: no gradient passes them. The model itself
+    changes only by :func:`onnxslim_tk.train.write_back.write_back`. Raises TrainingError for
+    sparse initializers.
     """
 
     def __init__(self, model: Model) -> None:
@@ -55,6 +56,7 @@ class GraphModule(nn.Module):
         self._runtime = Detached(program.opsets)
         self.inputs = tuple(n for n in program.inputs if n not in program.constants)
         self.outputs = tuple(program.outputs)
+        self.joins = program.joins
 
     @property
     def detached(self) -> tuple[str, ...]:

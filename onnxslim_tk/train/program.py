@@ -71,7 +71,8 @@ class Program:
     """A model as steps.
 
     ``readers`` says by key which steps read a tensor, and in which input; ``makers`` which step
-    makes it.
+    makes it. ``joins`` tells whether all inputs leave the size of their first axis open, so that
+    samples can be laid together.
     """
 
     top: Body
@@ -81,6 +82,7 @@ class Program:
     opsets: dict[str, int]
     inputs: dict[str, int]
     outputs: dict[str, int]
+    joins: bool
 
 
 @dataclass(slots=True)
@@ -185,15 +187,14 @@ def compiled(model: Model) -> Program:
         opsets,
         {value.name: value.type.tensor_type.elem_type for value in proto.graph.input},
         {value.name: value.type.tensor_type.elem_type for value in proto.graph.output},
+        all(_is_open(value) for value in proto.graph.input if value.name not in top.constants),
     )
 
 
-def bodies_of(body: Body) -> Iterator[Body]:
-    """``body`` and all bodies inside it."""
-    yield body
-    for step in body.steps:
-        for inner in step.bodies.values():
-            yield from bodies_of(inner)
+def _is_open(value: onnx.ValueInfoProto) -> bool:
+    """Whether the first axis of an input may have any size."""
+    dims = value.type.tensor_type.shape.dim
+    return bool(dims) and dims[0].dim_value < 1
 
 
 def to_value(constant: Constant) -> Value:
