@@ -14,6 +14,8 @@ from onnxslim_tk.measure.runtime import Session
 from onnxslim_tk.train.program import Step
 from onnxslim_tk.train.rules import Value
 
+_Arrays = dict[str, NDArray[Any]]
+
 _NEWEST_IR: Final = 10
 _INTEGERS: Final = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
 
@@ -32,14 +34,9 @@ class Detached:
     def run(self, step: Step, inputs: Sequence[Value], reason: str) -> tuple[Value, ...]:
         """The outputs of a node for ``inputs``; raises TrainingError where the runtime can't."""
         self.reasons.setdefault(step.node.key, f"{step.node.kind}: {reason}")
-        feed: dict[str, NDArray[Any]] = {}
-        fixed: dict[str, NDArray[Any]] = {}
-        for name, value, element in zip(step.inputs, inputs, step.node.types, strict=True):
-            if value is not None:
-                # Sizes and axes tell the runtime of shapes before it runs.
-                (fixed if element in _INTEGERS else feed)[name] = _array(value)
         names = [name for name in step.outputs if name]
         try:
+            feed, fixed = _split(step, inputs)
             found = self._session(step, feed, fixed).run(feed, names)
         except SessionError as error:
             raise TrainingError(
@@ -48,9 +45,7 @@ class Detached:
             ) from error
         return tuple(_value(found[name]) if name else None for name in step.outputs)
 
-    def _session(
-        self, step: Step, feed: Mapping[str, NDArray[Any]], fixed: Mapping[str, NDArray[Any]]
-    ) -> Session:
+    def _session(self, step: Step, feed: _Arrays, fixed: _Arrays) -> Session:
         ranks = tuple((name, value.dtype.str, value.ndim) for name, value in feed.items())
         key = (step.node.key, ranks)
         if key not in self._sessions:
@@ -67,6 +62,19 @@ class Detached:
             model = helper.make_model(graph, opset_imports=opsets, ir_version=_NEWEST_IR)
             self._sessions[key] = Session(model.SerializeToString())
         return self._sessions[key]
+
+
+def _split(step: Step, inputs: Sequence[Value]) -> tuple[_Arrays, _Arrays]:
+    """What is fed to a node, and what is written into its graph: sizes, axes.
+
+    These tell the runtime of shapes before it runs.
+    """
+    feed: _Arrays = {}
+    fixed: _Arrays = {}
+    for name, value, element in zip(step.inputs, inputs, step.node.types, strict=True):
+        if value is not None:
+            (fixed if element in _INTEGERS else feed)[name] = _array(value)
+    return feed, fixed
 
 
 def _array(value: Value) -> NDArray[Any]:

@@ -50,7 +50,7 @@ class Run:
                 self.kept[path + name] = values[name]
 
     def _step(self, step: Step, inputs: list[Value], values: Values) -> Sequence[Value]:
-        if step.bodies:
+        if step.node.kind in _CONTROL:
             return _CONTROL[step.node.kind](self, step, inputs, values)
         if step.rule is None:
             return self.detached.run(step, inputs, "no rule is known for it")

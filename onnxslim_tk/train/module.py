@@ -13,7 +13,7 @@ from onnxslim_tk.train.detached import Detached
 from onnxslim_tk.train.execution import Run
 from onnxslim_tk.train.operators.elementwise import ELEMENT_TYPES
 from onnxslim_tk.train.parameters import trained
-from onnxslim_tk.train.program import compiled, to_value
+from onnxslim_tk.train.program import CONTROL, compiled, to_value
 from onnxslim_tk.train.rules import Tensor, Value
 from onnxslim_tk.train.ties import Tie, tied
 from onnxslim_tk.train.weight import Weight
@@ -68,9 +68,8 @@ class GraphModule(nn.Module):
         """Operators of the graph that have no rule at all."""
         return frozenset(
             step.node.kind
-            for readers in self._program.readers.values()
-            for step, _ in readers
-            if step.rule is None and not step.bodies
+            for step in self._program.makers.values()
+            if step.rule is None and step.node.kind not in CONTROL
         )
 
     def parameter(self, key: str) -> nn.Parameter:

@@ -169,6 +169,26 @@ def test_a_node_without_a_rule_is_named_and_runs() -> None:
     assert module.detached == ("y: LpPool: no rule is known for it",)
 
 
+def test_a_node_without_inputs_may_have_no_rule() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[2] x) => (float[2] y) { r = RandomNormal<shape=[2], seed=1.0>() y = Add(x, r) }"""
+    module = GraphModule(opened(parser.parse_model(text)))
+    assert module.without_rule == {"RandomNormal"}
+    assert module({"x": normal(0, 2)})["y"].shape == (2,)
+
+
+def test_a_body_that_no_rule_runs_is_an_error() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[2] x, float[2] w) => (float[2, 2] y) {
+        s = SequenceConstruct(x, w)
+        t = SequenceMap(s) <body = b (float[2] i) => (float[2] o) { o = Neg(i) }>
+        y = ConcatFromSequence<axis=0, new_axis=1>(t)
+    }"""
+    module = GraphModule(opened(parser.parse_model(text)))
+    with pytest.raises(TrainingError, match="SequenceMap 't' has no rule"):
+        module({"x": normal(0, 2), "w": normal(1, 2)})
+
+
 def test_a_node_that_nobody_knows_is_an_error() -> None:
     text = """<ir_version: 8, opset_import: ["": 17, "own" : 1]>
     g (float[2] x) => (float[2] y) { y = own.Thing(x) }"""
