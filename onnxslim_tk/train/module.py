@@ -11,6 +11,7 @@ from onnxslim_tk.errors import TrainingError
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.train.detached import Detached
 from onnxslim_tk.train.execution import Run
+from onnxslim_tk.train.holders import holders
 from onnxslim_tk.train.operators.elementwise import ELEMENT_TYPES
 from onnxslim_tk.train.parameters import trained
 from onnxslim_tk.train.program import CONTROL, compiled, to_value
@@ -36,7 +37,10 @@ class GraphModule(nn.Module):
         super().__init__()
         self._program = program = compiled(model)
         roles = trained(program)
-        self.ties: dict[str, Tie] = tied({key: program.constants[key] for key in roles})
+        self.ties: dict[str, Tie] = tied(
+            {key: program.constants[key] for key in roles},
+            {key: id(holder) for key, holder in holders(model, roles)},
+        )
         self.weights = nn.ModuleList()
         for key, tie in self.ties.items():
             if tie.weight == len(self.weights):

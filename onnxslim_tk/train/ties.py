@@ -33,27 +33,36 @@ class Tie:
         return dense if self.shape is None else dense.reshape(self.shape)
 
 
-def tied(constants: Mapping[str, Constant]) -> dict[str, Tie]:
-    """Number the weights behind ``constants``; equal ones, reshaped or transposed, get one."""
+def tied(constants: Mapping[str, Constant], holders: Mapping[str, int]) -> dict[str, Tie]:
+    """Number the weights behind ``constants``; equal ones, reshaped or transposed, get one.
+
+    So do those of one holder: bodies that read a weight of the same outer body share it.
+    """
     found: dict[str, Tie] = {}
+    held: dict[int, Tie] = {}
     known: dict[tuple[int, bytes], tuple[int, tuple[int, ...]]] = {}
     count = 0
     for key, constant in constants.items():
+        owner = holders.get(key)
+        if owner in held:
+            found[key] = held[owner]
+            continue
         values = constant.values
         shape = tuple(values.shape)
         mark = (constant.element, _digest(values))
+        turned = (constant.element, _digest(values.T)) if values.ndim == 2 else mark
         if mark in known:
             number, first = known[mark]
             found[key] = Tie(number, None if shape == first else shape)
-            continue
-        turned = (constant.element, _digest(values.T)) if values.ndim == 2 else mark
-        if turned in known and known[turned][1] == shape[::-1]:
+        elif turned in known and known[turned][1] == shape[::-1]:
             found[key] = Tie(known[turned][0], turned=True)
-            continue
-        found[key] = Tie(count)
-        if len(np.unique(values.reshape(-1)[: 1 << 12])) >= _DISTINCT:
-            known[mark] = count, shape
-        count += 1
+        else:
+            found[key] = Tie(count)
+            if len(np.unique(values.reshape(-1)[: 1 << 12])) >= _DISTINCT:
+                known[mark] = count, shape
+            count += 1
+        if owner is not None:
+            held[owner] = found[key]
     return found
 
 

@@ -97,6 +97,34 @@ def test_an_outer_weight_that_two_branches_read_is_one() -> None:
         np.testing.assert_allclose(found, outputs_of(model, feed)["y"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("own", ["p = Identity(r)", "k = MatMul(x, w) p = Add(r, k)"])
+def test_a_weight_of_a_branch_that_inner_branches_read_is_one(own: str) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[2, 3] x, bool c, bool d) => (float[2, 4] y) {
+        y = If(c) <
+            then_branch = a () => (float[2, 4] p) {
+                r = If(d) <
+                    then_branch = e () => (float[2, 4] s) { s = MatMul(x, w) },
+                    else_branch = f () => (float[2, 4] t) { m = MatMul(x, w) t = Neg(m) }
+                >
+                OWN
+            },
+            else_branch = b () => (float[2, 4] q) { q = MatMul(x, v) }
+        >
+    }"""
+    proto = model_of(text.replace("OWN", own), {"v": normal(1, 3, 4)})
+    body = proto.graph.node[0].attribute[0].g
+    body.initializer.append(numpy_helper.from_array(normal(0, 3, 4), "w"))
+    model = opened(proto)
+    module = GraphModule(model)
+    shake(module)
+    write_back(module, model)
+    for inner in (True, False):
+        feed = {"x": normal(3, 2, 3), "c": np.array(True), "d": np.array(inner)}
+        found = module(feed)["y"].detach().numpy()
+        np.testing.assert_allclose(found, outputs_of(model, feed)["y"], rtol=1e-5)
+
+
 def test_constant_nodes_hold_weights_too() -> None:
     values = ", ".join(str(k / 8) for k in range(-6, 6))
     text = f"""<ir_version: 8, opset_import: ["": 17]>
@@ -159,6 +187,9 @@ def test_a_tied_weight_stays_tied() -> None:
     stored = {t.name: numpy_helper.to_array(t) for t in to_proto(model).graph.initializer}
     np.testing.assert_array_equal(stored["w"].T, stored["h"])
     assert not np.array_equal(stored["w"], table)
+    feed = {"i": np.array([0, 3, 7, 11])}
+    found = module(feed)["y"].detach().numpy()
+    np.testing.assert_allclose(found, outputs_of(model, feed)["y"], rtol=1e-5)
 
 
 def test_half_precision_goes_back_as_such() -> None:
