@@ -33,3 +33,7 @@ class BudgetError(OnnxSlimError):
 
 class SessionError(OnnxSlimError):
     """The runtime refuses to load or run a model."""
+
+
+class TrainingError(OnnxSlimError):
+    """PyTorch is missing, or a graph or a setting doesn't allow training."""

@@ -16,8 +16,10 @@ LEFT_OF: dict[str, str] = {
     "plan": "errors kernels graph measure packing writing",
     "passes": "errors kernels graph measure packing plan recover",
     "recover": "errors kernels graph measure packing plan",
+    "train": "errors kernels graph measure packing",
     "report": "errors kernels graph measure packing plan version writing",
-    "pipeline": "errors kernels graph measure packing plan passes recover report version writing",
+    "pipeline": "errors kernels graph measure packing plan passes recover report train version "
+    "writing",
 }
 FILES = [p for p in sorted(ROOT.glob("onnxslim_tk/**/*.py")) if p.parent.name != "onnxslim_tk"]
 

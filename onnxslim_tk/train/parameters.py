@@ -1,0 +1,220 @@
+"""Which tensors of a file are trained: those in weight slots, whatever they pass on the way."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from onnxslim_tk.train.operators.quantized import CODES
+from onnxslim_tk.train.program import Constant, Program, Step
+
+Array = NDArray[Any]
+
+FLOATS: Final = (
+    TensorProto.FLOAT,
+    TensorProto.DOUBLE,
+    TensorProto.FLOAT16,
+    TensorProto.BFLOAT16,
+)
+MATRICES: Final[dict[str, tuple[int, ...]]] = {
+    "Conv": (1,),
+    "ConvTranspose": (1,),
+    "Gemm": (0, 1),
+    "MatMul": (0, 1),
+    "com.microsoft:FusedMatMul": (0, 1),
+    "Einsum": (0, 1),
+    "Gather": (0,),
+    "LSTM": (1, 2),
+    "GRU": (1, 2),
+    "RNN": (1, 2),
+    "MatMulInteger": (1,),
+    "ConvInteger": (1,),
+    "QLinearConv": (3,),
+    "QLinearMatMul": (3,),
+}
+"""Inputs of operators that are weight matrices."""
+_VECTORS: Final[dict[str, tuple[int, ...]]] = {
+    "Conv": (2,),
+    "ConvTranspose": (2,),
+    "Gemm": (2,),
+    "LSTM": (3, 7),
+    "GRU": (3,),
+    "RNN": (3,),
+    "BatchNormalization": (1, 2),
+    "InstanceNormalization": (1, 2),
+    "LayerNormalization": (1, 2),
+    "GroupNormalization": (1, 2),
+    "RMSNormalization": (1,),
+    "SimplifiedLayerNormalization": (1,),
+    "com.microsoft:SkipLayerNormalization": (2, 3, 4),
+    "com.microsoft:BiasGelu": (1,),
+    "com.microsoft:FastGelu": (1,),
+    "PRelu": (1,),
+}
+_ARITHMETIC: Final = ("Add", "Sub", "Mul", "Div")
+_JOINS: Final = ("Concat",)
+_INTEGER: Final = ("MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul")
+_MOVES: Final = frozenset(
+    ("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Expand")
+)
+_FIXED: Final[dict[str, tuple[int, ...]]] = {
+    "BatchNormalization": (3, 4),
+    "Resize": (1, 2),
+    "Upsample": (1,),
+    "Clip": (1, 2),
+    "Pad": (2,),
+    "Range": (0, 1, 2),
+    "QuantizeLinear": (1,),
+    "DequantizeLinear": (1,),
+}
+"""Inputs that must stay as they are, whoever else reads the tensor."""
+_LARGEST: Final = 1e4
+"""What no weight reaches: larger numbers are masks, which stand for minus infinity."""
+_SMALLEST_JOINED: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a trained tensor is: a matrix or not; of integers, their unit and zero point.
+
+    These are laid out along the tensor, or single numbers.
+    """
+
+    is_matrix: bool
+    unit: Array | None = None
+    zero: Array | None = None
+
+
+def trained(program: Program) -> dict[str, Role]:
+    """The tensors that are trained, by key.
+
+    Floats count where they are weights, biases, or gains, and where arithmetic lays more than one
+    of them along the data; integers where a scale turns them into weights. Statistics of
+    BatchNormalization, bounds, scales of Resize, single numbers and masks never count.
+    """
+    roles: dict[str, Role] = {}
+    for key, constant in program.constants.items():
+        # What a run may override is no weight.
+        role = None if key in program.inputs else _role(program, key, constant)
+        if role is not None:
+            roles[key] = role
+    return roles
+
+
+def _role(program: Program, key: str, constant: Constant) -> Role | None:
+    if not constant.values.size:
+        return None
+    readings = list(_readings(program, key))
+    if any(slot in _FIXED.get(step.node.kind, ()) for step, slot in readings):
+        return None
+    is_matrix = any(slot in MATRICES.get(step.node.kind, ()) for step, slot in readings)
+    if constant.element in FLOATS:
+        is_vector = any(slot in _VECTORS.get(step.node.kind, ()) for step, slot in readings)
+        laid = any(_is_laid(step, constant) for step, _ in readings)
+        if not (is_matrix or is_vector or laid):
+            return None
+        return Role(is_matrix and constant.values.ndim > 1)
+    if constant.element not in CODES or not readings:
+        return None
+    return _coded(program, key, constant, is_matrix)
+
+
+def _is_laid(step: Step, constant: Constant) -> bool:
+    """Whether arithmetic lays a float constant along the data as only a weight lies."""
+    values = constant.values
+    least = _SMALLEST_JOINED if step.node.kind in _JOINS else 2
+    if step.node.kind not in (*_ARITHMETIC, *_JOINS) or values.size < least:
+        return False
+    wide = values.astype(np.float64)
+    return bool(np.isfinite(wide).all() and (np.abs(wide) < _LARGEST).all())
+
+
+def _readings(program: Program, key: str) -> Iterator[tuple[Step, int]]:
+    """The inputs that a tensor ends in, through what only moves or decodes it."""
+    waiting, seen = [key], {key}
+    while waiting:
+        for step, slot in program.readers.get(waiting.pop(), ()):
+            kind = step.node.kind
+            moves = kind in _MOVES or (kind == "DequantizeLinear" and slot == 0)
+            if not moves or slot != 0:
+                yield step, slot
+                continue
+            if step.node.key not in seen:
+                seen.add(step.node.key)
+                waiting.append(step.node.key)
+
+
+def _coded(program: Program, key: str, constant: Constant, is_matrix: bool) -> Role | None:
+    """The role of integers; None where nothing says that they are weights."""
+    shape = constant.values.shape
+    for step, slot in program.readers.get(key, ()):
+        if step.node.kind == "DequantizeLinear" and slot == 0:
+            scale, zero = (_constant(program, step, k) for k in (1, 2))
+            if scale is None:
+                return None
+            laid = [None if v is None else _laid(step, v, shape) for v in (scale, zero)]
+            return Role(is_matrix and len(shape) > 1, laid[0], laid[1])
+    scale = _later_scale(program, key)
+    if scale is None:
+        # The scale comes later or nowhere; weights as large as those that training begins with.
+        direct = any(step.node.kind in _INTEGER for step, _ in program.readers.get(key, ()))
+        if not direct or not is_matrix:
+            return None
+        spread = float(np.sqrt((constant.values.astype(np.float64) ** 2).mean())) or 1.0
+        inputs = constant.values.size / max(shape[-1 if constant.values.ndim == 2 else 0], 1)
+        return Role(True, np.full(1, 1 / spread / np.sqrt(inputs)))
+    try:
+        if np.broadcast_shapes(scale.shape, shape) == shape:
+            return Role(len(shape) > 1, scale)
+    except ValueError:
+        pass
+    return Role(len(shape) > 1, np.sqrt((scale.astype(np.float64) ** 2).mean()).reshape(1))
+
+
+def _later_scale(program: Program, key: str) -> Array | None:
+    """The constant that multiplies a tensor, or is its scale, behind Casts and a Gather."""
+    waiting, seen = [key], {key}
+    while waiting:
+        for step, slot in program.readers.get(waiting.pop(), ()):
+            kind = step.node.kind
+            if kind == "Mul" or (kind == "DequantizeLinear" and slot == 0):
+                return _behind(program, step, 1 - slot)
+            follows = kind in _MOVES or kind == "Gather"
+            if follows and slot == 0 and step.node.key not in seen:
+                seen.add(step.node.key)
+                waiting.append(step.node.key)
+    return None
+
+
+def _behind(program: Program, step: Step, slot: int) -> Array | None:
+    """A scale that is a constant, or one that is looked up row by row as its table is."""
+    found = _constant(program, step, slot)
+    while found is None:
+        maker = program.makers.get(step.keys[slot])
+        if maker is None or maker.node.kind not in (*_MOVES, "Gather"):
+            return None
+        step, slot = maker, 0
+        found = _constant(program, step, slot)
+        if found is not None and step.node.kind == "Gather":
+            return found.reshape(len(found), -1)
+    return found
+
+
+def _constant(program: Program, step: Step, slot: int) -> Array | None:
+    """The values of a step's input where it is a constant."""
+    found = program.constants.get(step.keys[slot]) if slot < len(step.keys) else None
+    return None if found is None else found.values
+
+
+def _laid(step: Step, values: Array, shape: tuple[int, ...]) -> Array:
+    """A scale or zero point of DequantizeLinear, laid along a tensor of ``shape``."""
+    wide = values.astype(np.float64)
+    if wide.size == 1 or not shape:
+        return wide.reshape(-1)[:1]
+    axis, block = int(step.node.get("axis", 1)) % len(shape), int(step.node.get("block_size", 0))
+    if block:
+        return np.repeat(wide, block, axis)[(slice(None),) * axis + (slice(shape[axis]),)]
+    return wide.reshape([-1 if k == axis else 1 for k in range(len(shape))])
