@@ -29,6 +29,9 @@ _MOST_ROWS: Final = 12000
 _ROWS_PER_COLUMN: Final = 4
 _DECODING: Final = ("Cast", "DequantizeLinear", "Mul", "Transpose")
 _FLUSH_VALUES: Final = 1 << 23
+# Time grows with the cube of the inputs, memory with their square.
+_WIDEST_COVARIANCE: Final = 8192
+_COVARIANCE_BYTES: Final = 1 << 32
 
 
 @dataclass(slots=True)
@@ -145,15 +148,12 @@ def observe(
     """Run ``feeds`` and keep what ``wanted`` names: mean, covariance, range, channels.
 
     Streams: memory grows with the model, not with the number of feeds. Layers inside bodies
-    cannot be seen. ``progress`` is called with feeds done and feeds in all.
+    cannot be seen; covariances of more than 8192 inputs, or beyond 4 GB in all, are left out. ``progress`` is called with feeds done and feeds in all.
     """
     found = Statistics(shapes=dict(shapes or observed_shapes(model, feeds[0])))
     seen = [layer for layer in layers(model) if not layer.path and layer.input.name in found.shapes]
-    jobs = [
-        # What is quantized already is rounded no more, so that nothing asks for its covariance.
-        _Rows(layer, "covariance" in wanted and layer.is_dense, len(feeds), seed + k)
-        for k, layer in enumerate(seen)
-    ]
+    related = _related(seen) if "covariance" in wanted else set()
+    jobs = [_Rows(layer, layer.id in related, len(feeds), seed + k) for k, layer in enumerate(seen)]
     jobs = jobs if wanted & {"mean", "covariance"} else []
     jobs = [job for job in jobs if job.layer.meets_input]
     ranged = _float_tensors(model, found.shapes) if "range" in wanted else []
@@ -237,6 +237,21 @@ class _Spread:
 
     def channels(self) -> Channels:
         return Channels(self.peak, self.total / self.count)
+
+
+def _related(seen: Sequence[Layer]) -> set[str]:
+    """Layers whose covariances are kept, those of few inputs first.
+
+    What is quantized already is rounded no more, so that nothing asks for its covariance.
+    """
+    found, taken = set(), 0
+    for layer in sorted((layer for layer in seen if layer.is_dense), key=row_width):
+        width = row_width(layer)
+        taken += layer.groups * width * width * np.dtype(np.float64).itemsize
+        if width > _WIDEST_COVARIANCE or taken > _COVARIANCE_BYTES:
+            break
+        found.add(layer.id)
+    return found
 
 
 def row_limit(layer: Layer, feeds: int) -> int:

@@ -110,7 +110,8 @@ class Share:
         Zeros of a pruned weight could not stay.
         """
         tuned = context.tuned(self, layer.names) or self
-        seen = bool(context.feeds) and moments_of(layer, context.statistics) is not None
+        moments = moments_of(layer, context.statistics) if context.feeds else None
+        seen = moments is not None and moments.second is not None
         return tuned.effort == "thorough" and seen and not is_pruned(layer.weight)
 
 

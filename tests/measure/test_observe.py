@@ -213,6 +213,26 @@ def test_a_small_spread_about_a_big_mean_is_not_lost() -> None:
     np.testing.assert_allclose(centred, np.cov(rows.T, bias=True), atol=1e-4)
 
 
+def test_covariances_of_many_inputs_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"""{HEAD} g (float[N, 6] x) => (float[N, 4] y) {{
+        h = MatMul(x, v)
+        y = MatMul(h, w)
+    }}"""
+    model = opened(model_of(text, {"v": normal(1, 6, 5), "w": normal(2, 5, 4)}))
+    feeds = [{"x": normal(3, 40, 6)}]
+    wanted = frozenset({"mean", "covariance"})
+
+    def kept() -> dict[str, bool]:
+        moments = observe(model, feeds, wanted, seed=0).moments
+        return {name: found.second is not None for name, found in moments.items()}
+
+    assert kept() == {"h": True, "y": True}
+    monkeypatch.setattr("onnxslim_tk.measure.observe._WIDEST_COVARIANCE", 5)
+    assert kept() == {"h": False, "y": True}
+    monkeypatch.setattr("onnxslim_tk.measure.observe._COVARIANCE_BYTES", 100)
+    assert kept() == {"h": False, "y": False}
+
+
 def test_weights_that_are_decoded_from_constants_are_no_activations() -> None:
     text = """<ir_version: 8, opset_import: ["": 17]>
         g (float[N, 64] x) => (float[N, 64] y) {
