@@ -148,7 +148,8 @@ def observe(
     """Run ``feeds`` and keep what ``wanted`` names: mean, covariance, range, channels.
 
     Streams: memory grows with the model, not with the number of feeds. Layers inside bodies
-    cannot be seen; covariances of more than 8192 inputs, or beyond 4 GB in all, are left out. ``progress`` is called with feeds done and feeds in all.
+    cannot be seen; covariances of more than 8192 inputs, or beyond 4 GB in all, are left out.
+    ``progress`` is called with feeds done and feeds in all.
     """
     found = Statistics(shapes=dict(shapes or observed_shapes(model, feeds[0])))
     seen = [layer for layer in layers(model) if not layer.path and layer.input.name in found.shapes]
