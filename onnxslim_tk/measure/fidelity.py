@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from onnxslim_tk.errors import ModelError
 from onnxslim_tk.measure.kinds import OutputKind, collapse, guess_kind, squeeze_map
+from onnxslim_tk.measure.padding import real_steps
 from onnxslim_tk.measure.runtime import Feed
 from onnxslim_tk.measure.samples import Samples
 from onnxslim_tk.measure.slices import Slices, decibels
@@ -219,22 +220,6 @@ def compare(
         if progress is not None:
             progress(index + 1, len(samples))
     return Comparison(fidelity.result(), primary, originals, results)
-
-
-def real_steps(feed: Feed) -> NDArray[np.bool_] | None:
-    """Which steps of a feed's sequences are no padding, ``(n, t)``; None where it doesn't say.
-
-    The one input of zeros and ones with two axes whose name has "mask" in it says so.
-    """
-    masks = [
-        np.asarray(value) != 0
-        for name, value in feed.items()
-        if "mask" in name.lower()
-        and np.ndim(value) == 2
-        and np.asarray(value).dtype.kind in "iub"
-        and np.isin(value, (0, 1)).all()
-    ]
-    return masks[0] if len(masks) == 1 else None
 
 
 def primary_output(outputs: Mapping[str, NDArray[Any]]) -> str:

@@ -16,6 +16,7 @@ from onnxslim_tk.graph.order import ordered
 from onnxslim_tk.graph.stored import Stored
 from onnxslim_tk.kernels.ranges import Histogram
 from onnxslim_tk.measure.foreign import behind_foreign, prune
+from onnxslim_tk.measure.padding import Steps, real_rows, real_steps, without_padding
 from onnxslim_tk.measure.rows import input_rows, row_width
 from onnxslim_tk.measure.runtime import Feed, Session, is_big
 
@@ -147,9 +148,10 @@ def observe(
 ) -> Statistics:
     """Run ``feeds`` and keep what ``wanted`` names: mean, covariance, range, channels.
 
-    Streams: memory grows with the model, not with the number of feeds. Layers inside bodies
-    cannot be seen; covariances of more than 8192 inputs, or beyond 4 GB in all, are left out.
-    ``progress`` is called with feeds done and feeds in all.
+    Padding, as a mask among the inputs tells it, counts nowhere. Streams: memory grows with
+    the model, not with the number of feeds. Layers inside bodies cannot be seen; covariances of
+    more than 8192 inputs, or beyond 4 GB in all, are left out. ``progress`` is called with feeds
+    done and feeds in all.
     """
     found = Statistics(shapes=dict(shapes or observed_shapes(model, feeds[0])))
     seen = [layer for layer in layers(model) if not layer.path and layer.input.name in found.shapes]
@@ -166,14 +168,15 @@ def observe(
     done = 0
     for group in groups:
         members = set(group)
-        for values in fetch(model, group, feeds):
+        for feed, values in zip(feeds, fetch(model, group, feeds), strict=True):
+            real = real_steps(feed)
             for name in members & histograms.keys():
-                _add_range(histograms[name], values[name])
+                _add_range(histograms[name], without_padding(values[name], real))
             for name in members & spread.keys():
-                spread[name].add(values[name])
+                spread[name].add(values[name], real)
             for job in jobs:
                 if job.layer.input.name in members:
-                    job.add(values[job.layer.input.name])
+                    job.add(values[job.layer.input.name], real)
             done += 1
             if progress is not None:
                 progress(done, len(feeds) * len(groups))
@@ -218,12 +221,14 @@ class _Spread:
     """Accumulates how far each channel of one layer's input reaches."""
 
     def __init__(self, layer: Layer) -> None:
+        self.layer = layer
         self.axis = 1 if layer.kind in ("Conv", "ConvTranspose") else -1
         self.count = 0
         self.peak: Floats = np.zeros(0)
         self.total: Floats = np.zeros(0)
 
-    def add(self, values: Array) -> None:
+    def add(self, values: Array, real: Steps | None) -> None:
+        values = real_rows(self.layer, values, real)
         if values.dtype != np.float32 or not values.size or values.ndim < 2:
             return
         rows = np.moveaxis(values, self.axis, 0).reshape(values.shape[self.axis], -1)
@@ -276,7 +281,8 @@ class _Rows:
         self.second: Floats | None = None
         self.waiting: list[Array] = []
 
-    def add(self, values: Array) -> None:
+    def add(self, values: Array, real: Steps | None) -> None:
+        values = real_rows(self.layer, values, real)
         if values.dtype != np.float32 or not values.size or not np.isfinite(values).all():
             return
         rows = input_rows(self.layer, values, self.cap, self.rng)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.observe import fetch, row_limit
+from onnxslim_tk.measure.padding import Steps, real_rows, real_steps
 from onnxslim_tk.measure.rows import input_rows, row_width
 from onnxslim_tk.measure.runtime import Feed
 
@@ -44,10 +45,11 @@ def observe_pairs(
     jobs = [_Pair(layer, len(feeds), seed + k) for k, layer in enumerate(wanted)]
     names = list(dict.fromkeys(job.layer.input.name for job in jobs))
     both = zip(fetch(model, names, feeds), fetch(reference, names, feeds), strict=True)
-    for values, before in both:
+    for feed, (values, before) in zip(feeds, both, strict=True):
+        real = real_steps(feed)
         for job in jobs:
             name = job.layer.input.name
-            job.add(values[name], before[name])
+            job.add(values[name], before[name], real)
     return {job.layer.id: job.moments() for job in jobs if job.count}
 
 
@@ -66,7 +68,8 @@ class _Pair:
         self.second: Floats = np.zeros((layer.groups, width, width))
         self.lost: Floats = np.zeros((layer.groups, width, width))
 
-    def add(self, values: Array, before: Array) -> None:
+    def add(self, values: Array, before: Array, real: Steps | None) -> None:
+        values, before = (real_rows(self.layer, v, real) for v in (values, before))
         if values.dtype != np.float32 or values.shape != before.shape or not values.size:
             return
         if not (np.isfinite(values).all() and np.isfinite(before).all()):

@@ -48,6 +48,7 @@ def suited(
             refusals.append(Refusal(layer.id, method.name, reason))  # type: ignore[attr-defined]
         else:
             found.append((tuned, layer))
+        release_pages()
     return found, refusals
 
 
