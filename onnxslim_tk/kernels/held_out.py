@@ -65,4 +65,4 @@ def _best_damping(
     for damping in _DAMPINGS:
         step = (wanted / _damped(values, damping)[:, None]).astype(np.float32)
         errors.append(float(np.square(left - turned @ step.transpose(0, 2, 1)).sum()))
-    return _DAMPINGS[int(np.argmin(errors))]
+    return float(_DAMPINGS[int(np.argmin(errors))])

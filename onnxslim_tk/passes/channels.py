@@ -13,6 +13,7 @@ from onnxslim_tk.graph.edit import output_names
 from onnxslim_tk.graph.groups import Barrier, Group, channel_groups
 from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.model import Model
+from onnxslim_tk.measure.observe import observe
 from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.plan.allocation import Figures, Ladder, allocate
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal, matches
@@ -185,10 +186,13 @@ def _output_errors(
     """What the readers' relative error of each group weighs at the model's outputs."""
     if len(context.feeds) < 2 or context.statistics is None:
         return [1.0] * len(choices)
-    probe = Probe(model, context.feeds[:_PROBED])
+    # Layers that many samples' worth of weights fit look free on these samples, and aren't.
+    count = max(1, min(_PROBED, len(context.feeds) // 4))
+    probe = Probe(model, context.feeds[:count])
     if not probe.measures:
         return [1.0] * len(choices)
-    alone = replace(context, feeds=())
+    seen = observe(model, context.feeds[count:], method.observes, context.seed, context.shapes)
+    alone = replace(context, feeds=(), statistics=seen)
     found = []
     for choice in choices:
         # About a third less: what breaks the model tells little of what doesn't.

@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from onnxslim_tk.kernels.held_out import fit_rows
 
 
-def held_quarter(rows: int) -> np.ndarray:
-    return np.arange(rows) % 4 == 3
+def held_quarter(rows: int) -> NDArray[np.bool_]:
+    return np.asarray(np.arange(rows) % 4 == 3)
 
 
 @given(st.integers(0, 99), st.integers(1, 4), st.integers(1, 6), st.integers(1, 5))
@@ -37,7 +38,7 @@ def test_rows_that_repeat_a_few_samples_leave_good_weights_nearly_alone() -> Non
 
 
 @pytest.mark.parametrize("held", [np.zeros(8, bool), np.ones(8, bool)])
-def test_some_rows_but_not_all_are_held_out(held: np.ndarray) -> None:
+def test_some_rows_but_not_all_are_held_out(held: NDArray[np.bool_]) -> None:
     x = np.ones((1, 8, 2), np.float32)
     with pytest.raises(ValueError, match="not all or none"):
         fit_rows(x, x, np.zeros((1, 2, 2)), held)
