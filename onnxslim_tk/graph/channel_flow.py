@@ -22,6 +22,8 @@ from onnxslim_tk.graph.model import Model, Node, Tensor
 Labels = NDArray[np.int64]
 Axes = tuple[Labels, ...]
 """One array of labels for each axis of a tensor."""
+Inputs = Sequence[Axes]
+Outputs = list[Axes | None]
 Role = Literal["produces", "passes", "consumes"]
 
 

@@ -4,8 +4,7 @@ from typing import Final
 
 import numpy as np
 
-from onnxslim_tk.graph.channel_flow import Axes, Flow, Labels, stay
-from onnxslim_tk.graph.channel_shapes import Inputs, Outputs
+from onnxslim_tk.graph.channel_flow import Axes, Flow, Inputs, Labels, Outputs, stay
 from onnxslim_tk.graph.edit import input_at, is_constant
 from onnxslim_tk.graph.model import Node
 

@@ -10,25 +10,25 @@ from typing import Final
 
 import numpy as np
 
-from onnxslim_tk.graph.channel_flow import Flow, constant_at, stay
+from onnxslim_tk.graph.channel_flow import Flow, Inputs, Outputs, constant_at, stay
 from onnxslim_tk.graph.channel_layers import convolved, deconvolved, multiplied, product, recurrent
-from onnxslim_tk.graph.channel_shapes import (
-    Inputs,
-    Outputs,
+from onnxslim_tk.graph.channel_moves import (
     concatenated,
     divided,
-    expanded,
     gathered,
-    measured,
     padded,
-    regrouped,
-    reshaped,
-    resized,
-    shaped,
     sliced,
     spread,
     tiled,
     turned,
+)
+from onnxslim_tk.graph.channel_shapes import (
+    expanded,
+    measured,
+    regrouped,
+    reshaped,
+    resized,
+    shaped,
 )
 from onnxslim_tk.graph.edit import input_at, values_of
 from onnxslim_tk.graph.model import Node

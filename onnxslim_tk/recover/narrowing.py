@@ -13,7 +13,8 @@ from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.graph.order import ordered
 from onnxslim_tk.kernels.elimination import Reader
-from onnxslim_tk.kernels.least_squares import damped, mean_shift, refit_columns, shrinkage
+from onnxslim_tk.kernels.held_out import fit_rows
+from onnxslim_tk.kernels.least_squares import mean_shift, refit_columns, shrinkage
 from onnxslim_tk.measure.observe import Moments, Statistics, fetch
 from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.measure.rows import input_rows
@@ -27,10 +28,12 @@ Mask = NDArray[np.bool_]
 _ROUNDING: Final = 1e-6
 # Wider inputs are told apart by their variances alone.
 _WIDEST: Final = 6000
-_DAMPING: Final = 1e-3
 _CHECKED: Final = 12
+# Every fourth sample is held out where the pull to the old weights is chosen.
+_HELD: Final = 4
 _ROWS_PER_COLUMN: Final = 4
-_MOST_ROWS: Final = 16000
+_FEWEST_ROWS: Final = 6000
+_MOST_VALUES: Final = 1 << 25
 
 
 def columns_on(layer: Layer, entries: Array) -> Array:
@@ -159,7 +162,7 @@ def refit_in_order(
     for layer in [found[id(node)] for node in ordered(twin.graph) if id(node) in found]:
         begun = begun or layer.id in reading
         source = sources.get(layer.id)
-        plain = layer.kind in ("Conv", "Gemm", "MatMul") and layer.groups == 1
+        plain = layer.kind in ("Conv", "Gemm", "MatMul")
         if begun and source is not None and plain and not layer.is_shared:
             stays = rows.get(layer.id, np.ones(source.channels, bool))
             _refit_behind(twin, layer, original, source, stays, feeds, outputs, seed)
@@ -178,9 +181,9 @@ def _refit_behind(
     outputs: set[str],
     seed: int,
 ) -> None:
-    target = source.matrix()[0][rows]
-    width = source.matrix().shape[2]
-    most = max(4, -(-min(_ROWS_PER_COLUMN * width, _MOST_ROWS) // len(feeds)))
+    groups, _, width = source.matrix().shape
+    fill = min(max(_ROWS_PER_COLUMN * width, _FEWEST_ROWS), _MOST_VALUES // (groups * width))
+    most = max(4, -(-fill // len(feeds)))
     wanted, given = [], []
     pairs = zip(
         fetch(original, [source.input.name], feeds),
@@ -190,26 +193,24 @@ def _refit_behind(
     for k, (before, after) in enumerate(pairs):
         # The same seed picks the same places of both.
         picks = (np.random.default_rng([seed, k]) for _ in range(2))
-        old = input_rows(source, before[source.input.name], most, next(picks))[0]
-        given.append(input_rows(layer, after[layer.input.name], most, next(picks))[0])
-        wanted.append(old @ target.T.astype(np.float32))
-    x, y = np.concatenate(given), np.concatenate(wanted).astype(np.float64)
-    if len(x) != len(y) or not (np.isfinite(x).all() and np.isfinite(y).all()):
+        old = input_rows(source, before[source.input.name], most, next(picks))
+        given.append(input_rows(layer, after[layer.input.name], most, next(picks)))
+        made = old @ source.matrix().transpose(0, 2, 1).astype(np.float32)
+        wanted.append(made.transpose(1, 0, 2).reshape(old.shape[1], -1)[:, rows])
+    x, y, current = np.concatenate(given, 1), np.concatenate(wanted), layer.matrix()
+    if x.shape[1] != len(y) or not (np.isfinite(x).all() and np.isfinite(y).all()):
         return
-    x_mean, y_mean = x.mean(0, dtype=np.float64), y.mean(0)
-    centred = x - x_mean.astype(np.float32)
-    spread = (centred.T @ centred).astype(np.float64) / len(x)
-    cross = (y - y_mean).astype(np.float32).T @ centred
+    sample = np.repeat(np.arange(len(given)), [part.shape[1] for part in given])
+    every = min(_HELD, len(given))
     # Where inputs hardly vary, the weight that stands there is the better guess.
-    current = layer.matrix()[0]
-    normal = damped(spread, max(_DAMPING, shrinkage(spread, len(x))))
-    pull = normal - spread
-    weight = np.linalg.solve(normal, (cross / len(x) + current @ pull).T).T
+    parts = y.reshape(len(y), len(current), -1).transpose(1, 0, 2)
+    weight = fit_rows(x, parts, current, sample % every == every - 1)
+    means = np.einsum("gnd,gd->gn", weight, x.mean(1, dtype=np.float64)).ravel()
+    shift = y.mean(0, dtype=np.float64) - means
     old_bias, new_bias = source.bias(outputs), layer.bias(outputs)
-    shift = y_mean - weight @ x_mean
     if old_bias is not None:
         shift = shift + np.broadcast_to(values_of(old_bias).reshape(-1), (len(rows),))[rows]
     if new_bias is not None:
         shift = shift - values_of(new_bias).reshape(-1)
     if layer.shift_bias(model, shift, outputs):
-        layer.set_dense(model, layer.from_matrix(weight[None]))
+        layer.set_dense(model, layer.from_matrix(weight))

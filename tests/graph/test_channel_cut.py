@@ -72,3 +72,28 @@ def test_a_cut_network_equals_the_masked_original(name: str) -> None:
         sum(np.prod(t.dims) for t in p.graph.initializer) for p in (build(), to_proto(cut))
     )
     assert after < 0.8 * before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "attention_of_separate_weights",
+        "attention_of_fused_weights",
+        "attention_split_in_three",
+        "grouped_query_attention",
+    ],
+)
+def test_places_of_values_go_from_all_heads_where_heads_are_to_stay(name: str) -> None:
+    build, feed, _ = TOPOLOGIES[name]
+    cut, masked, kept = cut_and_masked(build(), feed, "size")
+    # No layer reads places of queries and keys: their products sum over them.
+    assert [(group.count, len(left), group.attention) for group, left in kept] == [(4, 2, True)]
+    expected, got = outputs_of(masked, feed), outputs_of(cut, feed)
+    for key, value in expected.items():
+        np.testing.assert_allclose(got[key], value, rtol=1e-4, atol=1e-5)
+    # Of the layer behind the heads, half of each head's rows are left.
+    wo = next(node.inputs[1] for node in cut.graph.nodes if node.outputs[0].name == "m")
+    left, whole = kept[0][1], opened(build())
+    was = next(node.inputs[1] for node in whole.graph.nodes if node.outputs[0].name == "m")
+    rows = [4 * head + place for head in range(4) for place in left]
+    np.testing.assert_array_equal(values_of(wo), values_of(was)[rows])

@@ -491,3 +491,26 @@ def test_a_figure_of_the_whole_is_met_by_ratios_per_group(figure: str) -> None:
     before = total()
     method.apply(model, rows, context)
     assert 0.4 < total() / before <= 0.7 + 1e-9
+
+
+def test_layers_that_few_rows_fit_by_heart_are_not_taken_for_free() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 24] a, float[N, 40, 8] b) => (float[N, 8] y) {
+        a1 = Gemm(a, v0) a2 = Relu(a1) a3 = Gemm(a2, v1)
+        b1 = MatMul(b, w0) b2 = Relu(b1) b3 = MatMul(b2, w1)
+        b4 = ReduceMean<axes=[1], keepdims=0>(b3)
+        y = Add(a3, b4)
+    }"""
+    # 24 samples are fitted by any 24 of the 48 inputs of a3; those of b3 are seen in 40 places of
+    # each sample, and errors there average out.
+    half = normal(1, 8, 24)
+    weights = {"v0": normal(2, 24, 48), "v1": normal(3, 48, 8), "w1": 6 * normal(4, 48, 8)}
+    weights["w0"] = np.concatenate([half, half + 1.4 * normal(5, 8, 24)], axis=1)
+    proto = model_of(text, weights)
+    feeds = [{"a": normal(100 + k, 1, 24), "b": normal(200 + k, 1, 40, 8)} for k in range(24)]
+    model = opened(proto)
+    shapes = observed_shapes(model, feeds[0])
+    seen = observe(model, feeds, frozenset({"covariance"}), 0, shapes)
+    context = Context(FINE, statistics=seen, feeds=feeds, shapes=shapes)
+    rows, _ = rows_of(model, context, Channels(keep=0.25, parameters=0.85))
+    assert [row.targets[0] for row in rows] == ["b1"]
