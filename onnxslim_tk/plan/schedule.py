@@ -28,7 +28,7 @@ class Schedule:
     settings out of range.
     """
 
-    steps: int = 300
+    steps: int = 1000
     epochs: float | None = None
     minutes: float | None = None
     batch: int = 16
@@ -38,7 +38,7 @@ class Schedule:
     l1: float = 0.0
     clip: float = 1.0
     average: float = 0.98
-    every: int = 25
+    every: int = 50
     patience: int = 6
     seed: int = 0
 
