@@ -57,6 +57,7 @@ _VECTORS: Final[dict[str, tuple[int, ...]]] = {
 _ARITHMETIC: Final = ("Add", "Sub", "Mul", "Div")
 _JOINS: Final = ("Concat",)
 _INTEGER: Final = ("MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul")
+_QUANTIZING: Final = ("QuantizeLinear", "DequantizeLinear")
 _MOVES: Final = frozenset(
     ("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Expand")
 )
@@ -80,16 +81,19 @@ _SMALLEST_JOINED: Final = 16
 class Role:
     """What a trained tensor is: a matrix or not; of integers, their unit and zero point.
 
-    These are laid out along the tensor, or single numbers.
+    These are laid out along the tensor, or single numbers. ``scale`` is the key of the tensor that
+    the unit comes from, empty where there is none; ``is_scale`` tells such a tensor.
     """
 
     is_matrix: bool
     unit: Array | None = None
     zero: Array | None = None
+    scale: str = ""
+    is_scale: bool = False
 
 
-def trained(program: Program) -> dict[str, Role]:
-    """The tensors that are trained, by key.
+def trained(program: Program, scales: bool = False) -> dict[str, Role]:
+    """The tensors that are trained, by key; with ``scales`` those of quantized numbers too.
 
     Floats count where they are weights, biases, or gains, and where arithmetic lays more than one
     of them along the data; integers where a scale turns them into weights. Statistics of
@@ -99,9 +103,30 @@ def trained(program: Program) -> dict[str, Role]:
     for key, constant in program.constants.items():
         # What a run may override is no weight.
         role = None if key in program.inputs else _role(program, key, constant)
+        if role is None and scales and _is_scale(program, key, constant):
+            role = Role(False, is_scale=True)
         if role is not None:
             roles[key] = role
+    named = dict.fromkeys(role.scale for role in roles.values() if role.scale)
+    for key in named if scales else ():
+        if _is_positive(program.constants[key]):
+            roles[key] = Role(False, is_scale=True)
     return roles
+
+
+def _is_scale(program: Program, key: str, constant: Constant) -> bool:
+    """Whether a constant is nothing but scales of quantized numbers."""
+    readings = program.readers.get(key, ())
+    scaling = [step.node.kind in _QUANTIZING and slot == 1 for step, slot in readings]
+    if key in program.inputs or not any(scaling) or constant.element not in FLOATS:
+        return False
+    # Scales of biases are products of others.
+    others = [step.node.kind == "Mul" for step, _ in readings]
+    return all(map(any, zip(scaling, others, strict=True))) and _is_positive(constant)
+
+
+def _is_positive(constant: Constant) -> bool:
+    return bool((constant.values.astype(np.float64) > 0).all())
 
 
 def _role(program: Program, key: str, constant: Constant) -> Role | None:
@@ -156,8 +181,8 @@ def _coded(program: Program, key: str, constant: Constant, is_matrix: bool) -> R
             if scale is None:
                 return None
             laid = [None if v is None else _laid(step, v, shape) for v in (scale, zero)]
-            return Role(is_matrix and len(shape) > 1, laid[0], laid[1])
-    scale = _later_scale(program, key)
+            return Role(is_matrix and len(shape) > 1, laid[0], laid[1], step.keys[1])
+    scale, source = _later_scale(program, key)
     if scale is None:
         # The scale comes later or nowhere; weights as large as those that training begins with.
         direct = any(step.node.kind in _INTEGER for step, _ in program.readers.get(key, ()))
@@ -168,25 +193,29 @@ def _coded(program: Program, key: str, constant: Constant, is_matrix: bool) -> R
         return Role(True, np.full(1, 1 / spread / np.sqrt(inputs)))
     try:
         if np.broadcast_shapes(scale.shape, shape) == shape:
-            return Role(len(shape) > 1, scale)
+            return Role(len(shape) > 1, scale, scale=source)
     except ValueError:
         pass
     return Role(len(shape) > 1, np.sqrt((scale.astype(np.float64) ** 2).mean()).reshape(1))
 
 
-def _later_scale(program: Program, key: str) -> Array | None:
-    """The constant that multiplies a tensor, or is its scale, behind Casts and a Gather."""
+def _later_scale(program: Program, key: str) -> tuple[Array | None, str]:
+    """The constant that multiplies a tensor, or is its scale, behind Casts and a Gather.
+
+    With the key of that constant, where nothing comes between.
+    """
     waiting, seen = [key], {key}
     while waiting:
         for step, slot in program.readers.get(waiting.pop(), ()):
             kind = step.node.kind
             if kind == "Mul" or (kind == "DequantizeLinear" and slot == 0):
-                return _behind(program, step, 1 - slot)
+                source = step.keys[1 - slot]
+                return _behind(program, step, 1 - slot), source * (source in program.constants)
             follows = kind in _MOVES or kind == "Gather"
             if follows and slot == 0 and step.node.key not in seen:
                 seen.add(step.node.key)
                 waiting.append(step.node.key)
-    return None
+    return None, ""
 
 
 def _behind(program: Program, step: Step, slot: int) -> Array | None:

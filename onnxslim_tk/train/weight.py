@@ -14,6 +14,7 @@ from onnxslim_tk.train.operators.quantized import CODES
 from onnxslim_tk.train.program import Constant
 from onnxslim_tk.train.rounding import narrowed, rounded
 from onnxslim_tk.train.rules import Tensor
+from onnxslim_tk.train.scale import Scale
 
 Array = NDArray[Any]
 
@@ -22,6 +23,8 @@ _MOST_INTEGERS: Final = 64
 _WIDTHS: Final = (8, 4, 2)
 _USES: Final = 4
 """How often an entry of a codebook must be used on average: by chance, no value comes twice."""
+_ROWS: Final = 1 << 16
+"""Rows that are held against a codebook at once."""
 _PRUNED: Final = 0.5
 """Share of zeros from which on codes of zero are pruned weights and not just small ones."""
 
@@ -64,6 +67,8 @@ class Weight(nn.Module):
             self.register_buffer(
                 name, None if array is None else torch.from_numpy(np.asarray(array, real.dtype))
             )
+        self._scale: tuple[Scale, ...] = ()
+        self.shadow: nn.Parameter | None = None
         plain = unit is None and self.narrow is None
         self.is_plain = plain and mask is None and book is None
 
@@ -84,17 +89,48 @@ class Weight(nn.Module):
         real = (wide.astype(np.float64) - shift) * unit
         return real.astype(wide.dtype), unit, shift
 
+    def follow(self, scale: Scale) -> None:
+        """Round integers in units of ``scale`` as it is learnt."""
+        if self.unit is not None and self.unit.numel() == scale.base.numel():
+            # In a tuple: it is a module of its own, and no part of this one.
+            self._scale = (scale,)
+
+    def loosen(self) -> None:
+        """Let codes change: a ``shadow`` of single values learns beside the codebook."""
+        if self.codes is not None and self.shadow is None:
+            self.shadow = nn.Parameter(self._looked_up().detach().clone())
+
+    def reassign(self) -> int:
+        """Give each place the entry that is nearest to its shadow; how many changed."""
+        if self.codes is None or self.shadow is None:
+            return 0
+        with torch.no_grad():
+            entries = self.value.reshape(len(self.value), -1)
+            rows = self.shadow.reshape(-1, entries.shape[1])
+            nearest = torch.cat([torch.cdist(r, entries).argmin(1) for r in rows.split(_ROWS)])
+            changed = int((nearest != self.codes).sum())
+            self.codes.copy_(nearest)
+        return changed
+
+    def _looked_up(self) -> Tensor:
+        return self.value.index_select(0, self.codes).reshape(self.shape)
+
     def dense(self) -> Tensor:
         """The tensor as the graph reads it; integers as floats, so that a gradient passes."""
         value = self.value
         if self.is_plain:
             return value
         if self.codes is not None:
-            value = value.index_select(0, self.codes).reshape(self.shape)
+            value = self._looked_up()
+            if self.shadow is not None:
+                value = value + (self.shadow - self.shadow.detach())
         if self.mask is not None:
             value = value * self.mask
         if self.ends is not None:
-            return torch.clamp(rounded(value / self.unit) + self.zero, *self.ends)
+            unit = self.unit
+            if self._scale:
+                unit = unit * self._scale[0].ratio().reshape(unit.shape)
+            return torch.clamp(rounded(value / unit) + self.zero, *self.ends)
         return value if self.narrow is None else narrowed(value, self.narrow)
 
     def stored(self) -> Array:
