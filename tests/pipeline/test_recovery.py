@@ -39,7 +39,7 @@ def nearness(model: Path, recover: str) -> float:
 
 @pytest.mark.parametrize("extent", ["whole", "blocks"])
 def test_distillation_follows_the_closed_form(model: Path, extent: str) -> None:
-    settings = f"{{distill: {{steps: 120, batch: 8, rate: 0.002, extent: {extent}}}}}"
+    settings = f"{{distill: {{steps: 60, batch: 8, rate: 0.003, extent: {extent}}}}}"
     assert nearness(model, settings) > nearness(model, "false") + 0.2
 
 

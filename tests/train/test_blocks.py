@@ -49,7 +49,7 @@ def test_a_block_computes_what_it_does_in_the_model() -> None:
 def test_a_model_taught_block_by_block_comes_nearer() -> None:
     teacher, student = opened(residual_cnn()), worse()
     parts = Samples(FEEDS[:16]), Samples(FEEDS[16:])
-    recover = Distill(steps=240, batch=8, rate=3e-3)
+    recover = Distill(steps=120, batch=8, rate=5e-3)
     taught = teach_blocks(student, teacher, blocks_of(student, teacher), *parts, recover, 0)
     probe = Probe(teacher, FEEDS[16:])
     assert probe.difference(taught) < 0.5 * probe.difference(student)
