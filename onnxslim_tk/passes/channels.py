@@ -18,7 +18,8 @@ from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.plan.allocation import Figures, Ladder, allocate
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal, matches
 from onnxslim_tk.recover.choices import Choice, kept_count, rows_left, staying, step_of
-from onnxslim_tk.recover.narrowing import Loss, columns_on, refit, refit_in_order
+from onnxslim_tk.recover.in_order import refit_in_order
+from onnxslim_tk.recover.narrowing import Loss, columns_on, refit
 from onnxslim_tk.recover.savings import rows_of
 
 Indices = NDArray[np.int64]
