@@ -19,12 +19,12 @@ from onnxslim_tk.measure.runtime import Feed
 Mask = NDArray[np.bool_]
 _CHECKED: Final = 12
 # Parts of the samples that are held out in turn where the pull to the old weights is chosen.
-_FOLDS: Final = 4
+_FOLDS: Final = 3
 _ROWS_PER_COLUMN: Final = 4
 _FEWEST_ROWS: Final = 6000
 # Time grows with the cube of the rows or the inputs, whichever are fewer.
 _WIDE: Final = 2048
-_ROWS_OF_WIDE: Final = 3072
+_ROWS_OF_WIDE: Final = 2048
 
 
 def refit_in_order(
@@ -35,23 +35,38 @@ def refit_in_order(
     feeds: Sequence[Feed],
     outputs: set[str],
     seed: int,
-) -> None:
+) -> bool:
     """Refit the layers of a changed model one after the other, on what those before them give.
 
     The target is what the ``original``'s layer gives. ``reading`` are the ids of layers whose
     inputs changed: from the first of them on all are refitted. ``rows`` tell which outputs of a
-    layer stayed, where not all did. Taken back where that doesn't bring the outputs nearer.
+    layer stayed, where not all did. False, and nothing done, where that doesn't bring the outputs
+    nearer.
     """
     probe = Probe(original, feeds[-_CHECKED:])
     if not probe.measures:
-        return
+        return False
     twin = model.copy()
     order = [layer.id for layer in _in_order(twin)]
     first = next((k for k, name in enumerate(order) if name in reading), len(order))
     refit_each(twin, original, frozenset(order[first:]), rows, feeds, outputs, seed)
-    if probe.difference(twin) < probe.difference(model):
-        for name in ("graph", "notes", "origins", "taken", "counter"):
-            setattr(model, name, getattr(twin, name))
+    if not probe.difference(twin) < probe.difference(model):
+        return False
+    model.become(twin)
+    return True
+
+
+def comparable(reference: Model | None, model: Model) -> Model:
+    """The model whose layers say what those of ``model`` should give.
+
+    That is ``reference``, the model before anything was lost, unless its layers had other outputs
+    by then.
+    """
+    if reference is None:
+        return model
+    before = {layer.id: layer.channels for layer in layers(reference)}
+    same = all(before.get(layer.id, layer.channels) == layer.channels for layer in layers(model))
+    return reference if same else model
 
 
 def refit_each(
