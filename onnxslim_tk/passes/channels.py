@@ -18,7 +18,8 @@ from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.plan.allocation import Figures, Ladder, allocate
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal, matches
 from onnxslim_tk.recover.choices import Choice, kept_count, rows_left, staying, step_of
-from onnxslim_tk.recover.narrowing import Loss, columns_on, refit, refit_in_order
+from onnxslim_tk.recover.in_order import comparable, refit_in_order
+from onnxslim_tk.recover.narrowing import Loss, columns_on, refit
 from onnxslim_tk.recover.savings import rows_of
 
 Indices = NDArray[np.int64]
@@ -87,13 +88,15 @@ class Channels:
         yield from rows_of(model, choices, asked, context)
 
     def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
-        """Refit the layers that lose inputs, cut, and refit them again in what came of it."""
+        """Cut, and refit the layers that lose inputs and those behind them, one after the other.
+
+        Where that can't be done, or brings nothing, the layers that lose inputs are refitted
+        before the cut, each on what it read so far.
+        """
         groups = _groups(self, model, context)
         wanted = {tuple(row.details["group"]): row.details["kept"] for row in chosen}
         kept = {key: _checked(key, groups.get(key), given) for key, given in wanted.items()}
-        outputs, feeds = output_names(model), context.feeds
-        again = self.sequential and context.statistics is not None and len(feeds) > 1
-        original = (context.reference or model).copy() if again else None
+        outputs = output_names(model)
         stays = staying([(groups[key], indices) for key, indices in kept.items()])
         losses = {
             part.layer.id: Loss(part.layer, columns_on(part.layer, stays[part.layer.id][part.axis]))
@@ -101,17 +104,30 @@ class Channels:
             for part in groups[key].touched
             if part.role == "consumes"
         }
+        if self.sequential and context.statistics is not None and len(context.feeds) > 1:
+            rows = {
+                layer.id: rows_left(layer, stays[layer.id])
+                for key in kept
+                for layer in groups[key].layers
+            }
+            original = comparable(context.reference, model).copy()
+            twin = model.copy()
+            _cut(self, twin, kept, context)
+            if refit_in_order(
+                twin, original, frozenset(losses), rows, context.feeds, outputs, context.seed
+            ):
+                model.become(twin)
+                return
         refit(model, list(losses.values()), context.statistics, outputs)
-        rows = {
-            layer.id: rows_left(layer, stays[layer.id])
-            for key in kept
-            for layer in groups[key].layers
-        }
         # A refit may have brought biases that are to be cut as well.
-        groups = _groups(self, model, context)
-        cut_channels(model, [(groups[key], indices) for key, indices in kept.items()])
-        if original is not None:
-            refit_in_order(model, original, frozenset(losses), rows, feeds, outputs, context.seed)
+        _cut(self, model, kept, context)
+
+
+def _cut(
+    method: Channels, model: Model, kept: Mapping[tuple[str, ...], Indices], context: Context
+) -> None:
+    groups = _groups(method, model, context)
+    cut_channels(model, [(groups[key], indices) for key, indices in kept.items()])
 
 
 def _groups(method: Channels, model: Model, context: Context) -> dict[tuple[str, ...], Group]:
