@@ -5,12 +5,13 @@ from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from onnxslim_tk.measure.kinds import OutputKind
 from onnxslim_tk.measure.validate import Progress
+from onnxslim_tk.pipeline.student import Cut
 from onnxslim_tk.pipeline.student import student as cut_student
 from onnxslim_tk.plan.budget import Budget
 from onnxslim_tk.report.outcome import Report
@@ -48,7 +49,8 @@ def student(
     With samples the layers that stay are refitted.
     """
     check_targets(source, {"OUT": result, "--report": showing.report})
-    call = partial(_student, source, result, judging, width, depth, init.value, seed)
+    how = Cut(width, depth, init.value)
+    call = partial(_student, source, result, judging, how, seed)
     with Steps(showing.silent) as steps:
         report, kinds = supervise(call, source, isolation, steps, result)
     deliver(report, showing, kinds)
@@ -58,12 +60,10 @@ def _student(
     source: Path,
     result: Path,
     judging: Judging,
-    width: float,
-    depth: float,
-    init: Literal["keep", "random"],
+    how: Cut,
     seed: int,
     progress: Progress,
 ) -> tuple[Report, Mapping[str, OutputKind]]:
     options = judging.options(source, seed, progress)
     options = replace(options, budget=judging.budget(Budget()))
-    return cut_student(source, result, width, depth, init, options), options.kinds
+    return cut_student(source, result, how, options), options.kinds

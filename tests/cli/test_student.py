@@ -41,6 +41,20 @@ def test_a_student_is_narrower_and_runs(run: Run, teacher: Path, tmp_path: Path)
     assert found["y"].shape == (2, 10)
 
 
+def test_a_student_is_shallower(run: Run, teacher: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "student.onnx"
+    call = ("student", teacher, out, "--width", 1, "--depth", 0.5, "--json")
+    for options in ((), ("--data", data)):
+        result = run(*call, *options)
+        assert result.exit_code == 0, result.stderr
+        plan = json.loads(result.stdout)["plan"]
+        rows = [row for stage in plan["stages"] for row in stage["rows"]]
+        assert [row["method"] for row in rows if row["method"] == "blocks"] == ["blocks"]
+        assert weights(out) < weights(teacher)
+        found = outputs(onnx.load(out), {"x": np.zeros((2, 3, 16, 16), np.float32)})
+        assert found["y"].shape == (2, 10)
+
+
 def test_a_student_with_samples_is_nearer_to_its_teacher(
     run: Run, teacher: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -70,6 +84,7 @@ def test_what_cannot_be_cut_is_told(run: Run, teacher: Path, tmp_path: Path) -> 
     for options, words in [
         (("--width", 1), "both 1"),
         (("--width", 0), "width must be in (0, 1]"),
+        (("--width", 1, "--depth", 0.9), "depth 0.9 leaves all 2 residual blocks"),
         (("--width", 0.99), "student: no channels of this model can be cut: keep 0.99 leaves"),
     ]:
         result = run("student", teacher, out, *options)
