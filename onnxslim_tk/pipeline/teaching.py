@@ -231,12 +231,14 @@ def _learnt(
 
     metric, progress = room.options.metric, room.options.progress
     progress("train", 0, 1)
+    news = ["train"]
 
     def heard(look: Look, steps: int) -> None:
         told = f"loss {look.loss:.4g}"
         if metric is not None and look.metric is not None:
             told += f", {metric.name} {look.metric:.4g}"
-        progress(f"train | {told}", look.step, steps)
+        news.append(f"train | {told}")
+        progress(news[-1], look.step, steps)
 
     return fit(
         objective,
@@ -246,6 +248,7 @@ def _learnt(
         augment=training.augment,
         metric=metric,
         heard=heard,
+        each_step=lambda step, steps: progress(news[-1], step, steps),
         checkpoint=checkpoint,
         **more,
     )

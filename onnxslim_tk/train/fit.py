@@ -85,6 +85,7 @@ def fit(
     metric: Metric | None = None,
     heard: Heard | None = None,
     checkpoint: Path | None = None,
+    each_step: Callable[[int, int], None] | None = None,
     each_epoch: Callable[[], None] | None = None,
     keep: Literal["best", "last"] = "best",
 ) -> Lesson:
@@ -95,9 +96,10 @@ def fit(
     then the lowest loss; with ``l1`` what is left of the absolute values, times it, adds to the
     loss. With ``keep`` last the last state is kept, for weights that are to be cut next.
     ``augment`` varies what is learnt from; ``checkpoint`` is a file that the state is kept in at
-    every look, and gone on from if it lies there already. The same arguments and number of threads
-    give the same weights, unless ``minutes`` end it. Raises TrainingError where there is nothing to
-    learn or to learn from.
+    every look, and gone on from if it lies there already. ``heard`` hears of every look,
+    ``each_step`` of every step and of how many there are; ``each_epoch`` is called after each. The
+    same arguments and number of threads give the same weights, unless ``minutes`` end it. Raises
+    TrainingError where there is nothing to learn or to learn from.
     """
     if not len(learn) or not len(choose):
         raise TrainingError("train: at least one sample of each part is needed")
@@ -106,7 +108,7 @@ def fit(
     if not any(parameter.requires_grad for parameter in objective.student.parameters()):
         raise TrainingError("train: the student has no tensor that can be trained")
     return _Fitting(objective, learn, choose, schedule, tuple(augment), metric, keep).run(
-        heard, checkpoint, each_epoch
+        heard, checkpoint, each_step, each_epoch
     )
 
 
@@ -140,6 +142,7 @@ class _Fitting:
         self,
         heard: Heard | None,
         checkpoint: Path | None,
+        each_step: Callable[[int, int], None] | None,
         each_epoch: Callable[[], None] | None,
     ) -> Lesson:
         """The whole loop."""
@@ -162,6 +165,8 @@ class _Fitting:
                 ended = "diverged"
                 break
             step = self.optimizer.steps
+            if each_step is not None:
+                each_step(step, self.length)
             if each_epoch is not None and step % epoch == 0:
                 each_epoch()
             due = step % self.schedule.every == 0 or step == self.length
