@@ -24,7 +24,7 @@ from onnxslim_tk.recover.savings import rows_of
 
 Indices = NDArray[np.int64]
 _PROBED = 12
-_IMPORTANCE = ("obs", "energy", "l1", "l2", "random")
+_IMPORTANCE = ("obs", "energy", "taylor", "l1", "l2", "random")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,11 @@ class Channels:
     ``latency`` or ``parameters``, shares of the model's that may stay, each group keeps what makes
     the least error at the outputs, and ``keep`` is the least of any. ``importance`` says which
     channels stay: those whose loss the others can't make up for (``obs``; Hassibi and Stork,
-    1993), that bring most energy to what reads them (``energy``), whose makers' weights are
-    largest (``l1``, ``l2``; Li et al., 2017), or any (``random``). Of attention whole ``heads``
-    go, or places of the values in all of them (``size``). With samples the reading layers are
-    refitted, at last one after the other unless ``sequential`` is off.
+    1993), that bring most energy to what reads them (``energy``), whose loss changes the outputs
+    most by gradients (``taylor``; Molchanov et al., 2019), whose makers' weights are largest
+    (``l1``, ``l2``; Li et al., 2017), or any (``random``). Of attention whole ``heads`` go, or
+    places of the values in all of them (``size``). With samples the reading layers are refitted, at
+    last one after the other unless ``sequential`` is off.
     """
 
     name: ClassVar[str] = "channels"
@@ -46,7 +47,7 @@ class Channels:
     observes: ClassVar[frozenset[Observable]] = frozenset({"covariance"})
 
     keep: float = 0.5
-    importance: Literal["obs", "energy", "l1", "l2", "random"] = "obs"
+    importance: Literal["obs", "energy", "taylor", "l1", "l2", "random"] = "obs"
     macs: float | None = None
     latency: float | None = None
     parameters: float | None = None
@@ -60,7 +61,7 @@ class Channels:
                 raise RecipeError(f"channels: {name} must be in (0, 1], got {share}")
         if self.importance not in _IMPORTANCE:
             raise RecipeError(
-                f"channels: importance must be obs, energy, l1, l2 or random, "
+                f"channels: importance must be obs, energy, taylor, l1, l2 or random, "
                 f"got {self.importance!r}"
             )
         if self.attention not in ("heads", "size"):
@@ -68,7 +69,7 @@ class Channels:
 
     def propose(self, model: Model, context: Context) -> Iterator[Proposal | Refusal]:
         """One row a group with the share asked for, then up to three milder ones."""
-        choices: list[Choice] = []
+        suited: list[tuple[Group, Channels]] = []
         for found in channel_groups(model, context.shapes, self.attention):
             tuned = _tuned(self, model, found, context)
             if tuned is None:
@@ -78,7 +79,12 @@ class Channels:
                 targets = found.id if isinstance(found, Barrier) else _makers(found)
                 yield from (Refusal(target, self.name, reason) for target in targets)
             else:
-                choices.append(Choice.of(found, tuned.name, tuned.keep, tuned.importance, context))
+                suited.append((found, tuned))
+        scores = _sensitivities(model, suited, context)
+        choices = [
+            Choice.of(group, self.name, t.keep, t.importance, context, scores.get(group.id))
+            for group, t in suited
+        ]
         asked = [choice.least for choice in choices]
         limits = {name: getattr(self, name) for name in ("macs", "latency", "parameters")}
         given = {name: share for name, share in limits.items() if share is not None}
@@ -133,6 +139,21 @@ def _cut(
 def _groups(method: Channels, model: Model, context: Context) -> dict[tuple[str, ...], Group]:
     found = channel_groups(model, context.shapes, method.attention)
     return {group.id: group for group in found if isinstance(group, Group)}
+
+
+def _sensitivities(
+    model: Model, suited: Sequence[tuple[Group, Channels]], context: Context
+) -> dict[tuple[str, ...], NDArray[np.float64]]:
+    """Scores by gradients, for the groups that ask for them."""
+    wanted = [group for group, tuned in suited if tuned.importance == "taylor"]
+    if not wanted:
+        return {}
+    if not context.feeds:
+        raise RecipeError("channels: importance taylor needs samples, none are given")
+    # It takes PyTorch, which nothing else here does.
+    from onnxslim_tk.train.sensitivity import taylor
+
+    return taylor(model, wanted, context.feeds, context.seed)
 
 
 def _makers(group: Group) -> tuple[str, ...]:
