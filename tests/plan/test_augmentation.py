@@ -72,7 +72,7 @@ def test_a_training_is_read_as_it_is_written() -> None:
     found = training_of(data, "test")
     assert found.schedule.steps == 5
     assert found.losses == Losses(temperature=2, match="position")
-    assert found.augment == (Flip(), Shift(3), Noise(0.2, "x"))
+    assert list(found.augment) == [Flip(), Shift(3), Noise(0.2, "x")]
     assert training_of(training_data(found), "test") == found
     assert training_of({}, "test") == Training()
 
