@@ -9,8 +9,10 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from torch import nn
 
 from onnxslim_tk.errors import TrainingError
+from onnxslim_tk.measure.samples import Samples
 from onnxslim_tk.train.objective import Objective
 from onnxslim_tk.writing import write_pieces
 
@@ -51,9 +53,17 @@ def load_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
     return state
 
 
-def run_of(objective: Objective, *facts: object) -> str:
-    """What tells a run apart: the student as it begins, its losses, and ``facts``."""
-    mark = hashlib.sha256(repr((objective.terms, facts)).encode())
-    for parameter in objective.parameters():
-        mark.update(np.ascontiguousarray(parameter.detach().numpy()).tobytes())
+def run_of(objective: Objective, samples: Samples, *facts: object) -> str:
+    """What tells a run apart: student and teachers as they begin, losses, samples, ``facts``.
+
+    Of the samples the first and the last count, and how many there are.
+    """
+    mark = hashlib.sha256(repr((objective.terms, len(samples), facts)).encode())
+    modules: list[nn.Module] = [objective, *objective.teachers]
+    for module in modules:
+        for parameter in module.parameters():
+            mark.update(np.ascontiguousarray(parameter.detach().numpy()).tobytes())
+    for place in (0, len(samples) - 1):
+        for value in samples.feeds[place].values():
+            mark.update(np.ascontiguousarray(value).tobytes())
     return mark.hexdigest()

@@ -131,7 +131,9 @@ class _Fitting:
         self.choose = Batches(choose, objective)
         self.length = schedule.length(len(learn))
         self.optimizer = Optimizer(objective, schedule)
-        self._facts = (schedule, tuple(augment), len(learn), len(choose), count(), keep)
+        # A run may be given more time, or more patience, as it goes on.
+        lasting = replace(schedule, minutes=None, patience=1)
+        self._facts = (lasting, tuple(augment), len(choose), count(), keep)
         self._told: dict[tuple[int, ...], list[Tensors]] = {}
         self._room = _REMEMBERED
         self._module = shared(objective)
@@ -146,7 +148,9 @@ class _Fitting:
         each_epoch: Callable[[], None] | None,
     ) -> Lesson:
         """The whole loop."""
-        run = "" if checkpoint is None else run_of(self.objective, *self._facts)
+        run = ""
+        if checkpoint is not None:
+            run = run_of(self.objective, self.learn.samples, *self._facts)
         state = None if checkpoint is None else load_checkpoint(checkpoint, run)
         looks, best, kept = [self._look(0)], 0, self.optimizer.current()
         if state is not None:

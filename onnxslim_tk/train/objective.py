@@ -53,6 +53,11 @@ class Objective(nn.Module):
             self._adapt(some)
 
     @property
+    def teachers(self) -> tuple[GraphModule, ...]:
+        """Those that teach, in order."""
+        return self._teachers[0]
+
+    @property
     def needs_labels(self) -> bool:
         """Whether a term needs labels."""
         return any(term.needs_labels for term in self.terms)
@@ -60,14 +65,14 @@ class Objective(nn.Module):
     @property
     def joins(self) -> bool:
         """Whether the student and all teachers let samples be laid together."""
-        return all(module.joins for module in (self.student, *self._teachers[0]))
+        return all(module.joins for module in (self.student, *self.teachers))
 
     def taught(self, feed: Mapping[str, Any]) -> list[Tensors]:
         """What the teachers say to ``feed``, one mapping by name each."""
         with torch.no_grad():
             return [
                 teacher(_given(feed, teacher), names) if names else {}
-                for teacher, names in zip(self._teachers[0], self._asked, strict=True)
+                for teacher, names in zip(self.teachers, self._asked, strict=True)
             ]
 
     def forward(self, parts: Sequence[Part]) -> Tensor:

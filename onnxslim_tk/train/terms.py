@@ -148,7 +148,7 @@ class Labelled:
         return self.weight * LABELLED[self.loss](student[self.output], labels, self.form)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Custom:
     """A function of the user's: ``function(outputs, labels, taught)`` gives the loss.
 
@@ -164,6 +164,11 @@ class Custom:
 
     def __post_init__(self) -> None:
         _check_weight(self.weight)
+
+    def __repr__(self) -> str:
+        # Without the address, which is another one in every process.
+        place = f"{self.function.__module__}:{getattr(self.function, '__qualname__', '')}"
+        return f"Custom({place}, {self.names}, {self.wanted}, {self.weight})"
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import numpy_helper, parser
 from typer.testing import Result
 
 pytest.importorskip("torch", reason="the extra train isn't installed")
@@ -130,3 +130,38 @@ def test_wrong_usage_is_told_before_any_work(
         assert words in result.stderr
     assert not out.exists()
     assert run("distill", model, student, model, "--data", samples).exit_code == 2
+
+
+def two_heads(path: Path) -> Path:
+    """``x (N, 16)`` to ``left (N, 5)`` and ``right (N, 5)``, weights drawn."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    heads (float[N, 16] x) => (float[N, 5] left, float[N, 5] right) {
+        h = Gemm(x, w, b)
+        r = Relu(h)
+        left = MatMul(r, l)
+        right = MatMul(r, t)
+    }"""
+    proto = parser.parse_model(text)
+    rng = np.random.default_rng(5)
+    for name, shape in {"w": (16, 32), "b": (32,), "l": (32, 5), "t": (32, 5)}.items():
+        values = (rng.standard_normal(shape) / 4).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(values, name))
+    onnx.save(proto, path)
+    return path
+
+
+def test_two_teachers_teach_a_head_each(
+    run: Run, model: Path, student: Path, samples: Path, tmp_path: Path
+) -> None:
+    heads, out = two_heads(tmp_path / "heads.onnx"), tmp_path / "out.onnx"
+    call = ("distill", model, heads, out, "--data", samples, "--teacher", student)
+    result = run(*call, "--match", "left=logits", "--match", "right=2:logits", *SHORT, "--json")
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(result.stdout)
+    before = {o["name"]: o["sqnr_db"] for o in data["training"]["before"]["outputs"]}
+    after = {o["name"]: o["sqnr_db"] for o in data["validation"]["faithfulness"]["outputs"]}
+    assert set(before) == set(after) == {"left", "right"}
+    assert all(after[name] > before[name] for name in after)
+    result = run(*call, *SHORT)
+    assert result.exit_code == 1
+    assert "say which belong together with --match" in " ".join(result.stderr.split())
