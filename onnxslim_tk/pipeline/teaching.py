@@ -1,4 +1,4 @@
-"""Training as a run: learn, judge, write; the verbs distill and finetune."""
+"""The verbs that train: distill and finetune."""
 
 import importlib
 import time
@@ -9,26 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxslim_tk.errors import TrainingError
-from onnxslim_tk.pipeline.attempt import Attempt
 from onnxslim_tk.pipeline.classroom import Classroom, read_data, read_teacher
 from onnxslim_tk.pipeline.cutting import cut, group_counts
-from onnxslim_tk.pipeline.files import (
-    packed,
-    parse,
-    provenance,
-    read_model,
-    unchanged,
-    write_file,
-)
-from onnxslim_tk.pipeline.judge import judge
+from onnxslim_tk.pipeline.files import parse, read_model
 from onnxslim_tk.pipeline.options import Options, PathLike
 from onnxslim_tk.pipeline.run import check_target
+from onnxslim_tk.pipeline.trained import attempt_of, judged, written
 from onnxslim_tk.plan.cuts import Cuts
-from onnxslim_tk.plan.plan import Plan, StagePlan
+from onnxslim_tk.plan.plan import StagePlan
 from onnxslim_tk.plan.schedule import Schedule
 from onnxslim_tk.plan.training import Training, training_data
-from onnxslim_tk.report.outcome import Learned, Report, Seen
-from onnxslim_tk.version import VERSION
+from onnxslim_tk.report.outcome import Report
 
 if TYPE_CHECKING:
     from onnxslim_tk.train.fit import Lesson
@@ -89,9 +80,9 @@ def distill(
         if not is_first:
             return None
         write_back(module, model)
-        attempt = _attempt(room, lesson, training_data(training))
-        report = _judged(room, attempt, lesson, module, started)
-    return _written(room, attempt, report, Path(result))
+        attempt = attempt_of(room, lesson, training_data(training))
+        report = judged(room, attempt, lesson, module, started)
+    return written(room, attempt, report, Path(result))
 
 
 def finetune(
@@ -161,9 +152,9 @@ def finetune(
         lesson = Lesson.of(lessons)
         room.student = model
         settings = training_data(training)
-        attempt = _attempt(room, lesson, settings, plans, bool(plans))
-        report = _judged(room, attempt, lesson, module, started)
-    return _written(room, attempt, report, Path(result))
+        attempt = attempt_of(room, lesson, settings, plans, bool(plans))
+        report = judged(room, attempt, lesson, module, started)
+    return written(room, attempt, report, Path(result))
 
 
 def _loosen(module: "GraphModule") -> None:
@@ -252,63 +243,3 @@ def _learnt(
         checkpoint=checkpoint,
         **more,
     )
-
-
-def _attempt(
-    room: Classroom,
-    lesson: "Lesson",
-    settings: Mapping[str, Any],
-    stages: Sequence[StagePlan] = (),
-    is_new: bool = False,
-) -> Attempt:
-    """The student as it is now, packed; as it came where nothing was better."""
-    seed = room.options.seed
-    plan = Plan(room.student.source_sha256, room.recipe, seed, tuple(stages))
-    if lesson.best == 0 and not is_new:
-        data = unchanged(room.student_data, room.name)
-        return Attempt(data, parse(data), plan, ())
-    made = {room.recipe.name: settings}
-    if room.teachers:
-        made["teachers"] = {str(k): t.model.source_sha256 for k, t in enumerate(room.teachers)}
-    data, changed = packed(room.student, provenance(room.student, VERSION, seed, made), room.name)
-    return Attempt(data, room.student, plan, tuple(changed))
-
-
-def _judged(
-    room: Classroom, attempt: Attempt, lesson: "Lesson", module: "GraphModule", started: float
-) -> Report:
-    report = judge(room, attempt, started)
-    before = None
-    if room.teachers:
-        came = room.existing(room.student_data, room.student)
-        before = room.measure(came, room.parts.judge, "judge what it was")
-    looks = tuple(Seen(look.step, look.loss, look.metric) for look in lesson.looks)
-    return replace(
-        report,
-        training=Learned(looks, lesson.best, lesson.ended, before),
-        warnings=(*report.warnings, *_warnings(lesson, module)),
-        seconds=time.process_time() - started,
-    )
-
-
-def _written(room: Classroom, attempt: Attempt, report: Report, result: Path) -> Report:
-    room.options.progress("write", 0, 1)
-    write_file(attempt.data, result)
-    room.options.progress("write", 1, 1)
-    return report
-
-
-def _warnings(lesson: "Lesson", module: "GraphModule") -> list[str]:
-    found = []
-    if lesson.ended == "diverged":
-        found.append("the loss or its gradient wasn't a number any more, which ended the training")
-    if lesson.best == 0:
-        found.append(
-            "no state on the way was better on the samples for choosing: the result is "
-            "the model as it came"
-        )
-    if module.detached:
-        names = ", ".join(module.detached[:4])
-        more = f" and {len(module.detached) - 4} more" * (len(module.detached) > 4)
-        found.append(f"no gradient passes {names}{more}: these ran in onnxruntime")
-    return found
