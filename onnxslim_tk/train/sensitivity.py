@@ -71,7 +71,7 @@ def _changes(module: GraphModule) -> Iterator[tuple[str, NDArray[Any]]]:
     for key, tie in module.ties.items():
         weight = module.weights[tie.weight]
         gradient = weight.value.grad
-        if gradient is not None and weight.is_plain:
+        if gradient is not None and weight.codes is None and weight.ends is None:
             change = tie.view((weight.value.detach() * gradient).detach())
             yield key, change.numpy().astype(np.float64)
 

@@ -125,3 +125,23 @@ def test_sixteen_bits_are_trained_in_thirty_two() -> None:
         weight.value.add_(1e-6)
     dense = weight.dense().detach().numpy()
     np.testing.assert_array_equal(dense, dense.astype(np.float16))
+
+
+def test_codes_follow_the_shadow_of_single_values() -> None:
+    entries = np.array([-1.0, 0.5, 2.0], np.float32)
+    stored = entries[np.random.default_rng(0).integers(0, 3, (8, 8))]
+    weight = Weight(constant(stored), True)
+    assert weight.reassign() == 0
+    weight.loosen()
+    np.testing.assert_array_equal(weight.stored(), stored)
+    weight.dense().sum().backward()
+    assert weight.shadow is not None
+    assert weight.shadow.grad is not None
+    with torch.no_grad():
+        weight.shadow[0, 0] = 1.9
+        weight.shadow[0, 1] = -0.8
+    changed = int(stored[0, 0] != 2) + int(stored[0, 1] != -1)
+    assert weight.reassign() == changed
+    expected = stored.copy()
+    expected[0, :2] = 2.0, -1.0
+    np.testing.assert_array_equal(weight.stored(), expected)
