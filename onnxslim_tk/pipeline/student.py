@@ -141,15 +141,19 @@ def _cut(room: _Cutting, how: Cut) -> tuple[Model, tuple[StagePlan, ...]]:
 def _shallower(model: Model, depth: float, feed: Feed | None, feeds: Sequence[Feed]) -> StagePlan:
     """Take all but a share ``depth`` of the residual blocks out of ``model``, in place.
 
-    Those go that the outputs miss least or, without samples, every so many of them (Sanh et al.,
-    2019). Raises RecipeError where there are none.
+    Those go that the outputs miss least or, without samples, every so many of each kind (Sanh et
+    al., 2019). Raises RecipeError where there are none.
     """
     shapes = {} if feed is None else observed_shapes(model, feed)
     found = residual_blocks(model, shapes)
-    count = round(len(found) * (1 - depth))
     if not found:
         raise RecipeError("student: the model has no residual blocks that could be cut")
-    if not count:
+    count = round(len(found) * (1 - depth))
+    kinds: dict[Any, list[Block]] = {}
+    for block in found:
+        kinds.setdefault(tuple((x.kind, x.shape) for x in block.layers), []).append(block)
+    spread = {block.key for alike in kinds.values() for block in _every_so_many(alike, depth)}
+    if not (count if feeds else spread):
         raise RecipeError(
             f"student: depth {depth:g} leaves all {len(found)} residual blocks of this model"
         )
@@ -164,12 +168,17 @@ def _shallower(model: Model, depth: float, feed: Feed | None, feeds: Sequence[Fe
         }
         gone = set(sorted(errors, key=lambda key: (errors[key], key))[:count])
     else:
-        # From the middle of each stretch, so that the first and the last stay.
-        places = ((np.arange(count) + 0.5) * len(found) / count).astype(int)
-        gone = {found[place].key for place in places}
+        gone = spread
     _drop(model, gone, means, shapes)
     rows = [Proposal(b.key, "blocks", "drop", error=1.0) for b in found if b.key in gone]
     return StagePlan("depth", tuple(rows))
+
+
+def _every_so_many(blocks: Sequence[Block], depth: float) -> list[Block]:
+    """All but a share ``depth`` of ``blocks``, from the middle of each stretch."""
+    count = round(len(blocks) * (1 - depth))
+    places = ((np.arange(count) + 0.5) * len(blocks) / max(count, 1)).astype(int)
+    return [blocks[place] for place in places]
 
 
 def _mean(

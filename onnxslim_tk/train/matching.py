@@ -51,9 +51,8 @@ def output_terms(
     """A term for each output of the student that the teacher has too, the weight shared.
 
     ``names`` says which output of the teacher belongs to one of the student where the names
-    differ. Distributions are compared softly, maps of chances by their divergence, directions by
-    angle, anything else by its squared error, unless ``kind`` settles it. Raises TrainingError
-    where nothing matches.
+    differ. Distributions are compared softly, maps of chances by their divergence, anything else by
+    its squared error, unless ``kind`` settles it. Raises TrainingError where nothing matches.
     """
     pairs = dict(names or {})
     if not pairs:
@@ -100,9 +99,7 @@ def _kind(teacher: GraphModule, name: str, values: Sequence[Tensor]) -> str:
         whole = all(bool(torch.allclose(s, torch.ones_like(s), atol=_TOLERANCE)) for s in sums)
         return form if whole else "features"
     guessed = guess_kind(name, [np.asarray(value) for value in values])
-    return {"classes": "scores", "sequence": "scores", "embedding": "cosine"}.get(
-        guessed, "features"
-    )
+    return "scores" if guessed in ("classes", "sequence") else "features"
 
 
 def by_name(
@@ -210,7 +207,9 @@ def _layers(module: GraphModule, feed: Mapping[str, Any]) -> list[_Seen]:
     names = {
         step.outputs[0]: step.node.kind
         for step in module.program.top.steps
-        if step.outputs[0] not in module.outputs
+        # What is looked up is no more than the weight itself.
+        if step.node.kind != "Gather"
+        and step.outputs[0] not in module.outputs
         and any(
             slot < len(step.keys) and _leads(module, step.keys[slot], constants)
             for slot in MATRICES.get(step.node.kind, ())
