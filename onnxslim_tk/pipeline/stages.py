@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final, Protocol
 
-from onnxslim_tk.errors import CalibrationError, RecipeError, SessionError
+from onnxslim_tk.errors import RecipeError, SessionError
 from onnxslim_tk.graph.edit import drop_unused
 from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.mapped import release_pages
@@ -133,10 +133,8 @@ class Begun:
         stage, setting = self._stage, self._setting
         if stage.recover is None or not any(row.error > 0 for row in rows):
             return model
-        if setting.samples is None or setting.choose is None:
-            raise CalibrationError(
-                f"recipe: to recover stage {stage.name!r}, distill needs samples, none are given"
-            )
+        assert setting.samples is not None
+        assert setting.choose is not None
         # It takes PyTorch, which only a recipe that asks for it needs.
         from onnxslim_tk.pipeline.recovery import distilled
 
