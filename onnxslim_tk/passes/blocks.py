@@ -27,8 +27,7 @@ Key = tuple[str, ...]
 class Blocks:
     """Residual blocks go: what they add becomes its mean.
 
-    Each is tried alone and in the order of what it costs (block pruning as in Fang et al., 2023,
-    by measured error). They go as long as the model's outputs miss no more than ``max_error``, the
+    Each is tried alone and in the order of what it costs (Veit et al., 2016). They go as long as the model's outputs miss no more than ``max_error``, the
     relative squared error on samples before anything is refitted. Then the layers behind them are
     refitted one after the other to what they gave, unless ``recover`` is off.
     """

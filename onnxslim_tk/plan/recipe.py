@@ -117,7 +117,9 @@ def narrowing(recipe: Recipe, shares: Mapping[str, float], methods: Methods) -> 
         return recipe
     least = min(_LEAST_KEPT, *shares.values())
     others = tuple(methods[name]() for name in _BESIDE)
-    stage = Stage("structure", (*others, methods["channels"](keep=least, **shares)))
+    taken = {stage.name for stage in recipe.stages}
+    name = "structure" if "structure" not in taken else "limits"
+    stage = Stage(name, (*others, methods["channels"](keep=least, **shares)))
     tidy = [all(p.name in _TIDYING for p in stage.passes) for stage in recipe.stages]
     place = tidy.index(False) if False in tidy else len(tidy)
     return replace(recipe, stages=(*recipe.stages[:place], stage, *recipe.stages[place:]))
