@@ -27,9 +27,10 @@ Key = tuple[str, ...]
 class Blocks:
     """Residual blocks go: what they add becomes its mean.
 
-    Each is tried alone and in the order of what it costs (Veit et al., 2016). They go as long as the model's outputs miss no more than ``max_error``, the
-    relative squared error on samples before anything is refitted. Then the layers behind them are
-    refitted one after the other to what they gave, unless ``recover`` is off.
+    Each is tried alone and in the order of what it costs (Veit et al., 2016). They go as long as
+    the model's outputs miss no more than ``max_error``, the relative squared error on samples
+    before anything is refitted. Then the layers behind them are refitted one after the other to
+    what they gave, unless ``recover`` is off.
     """
 
     name: ClassVar[str] = "blocks"
