@@ -127,7 +127,7 @@ class Judging:
     ] = None
     max_macs: Annotated[
         str | None,
-        _option(_BUDGET, metavar="70%", help="Most multiply-accumulates, by pruning channels."),
+        _option(_BUDGET, metavar="70%", help="Most multiply-accumulates, by structure."),
     ] = None
     max_latency: Annotated[
         str | None,

@@ -27,10 +27,10 @@ Key = tuple[str, ...]
 class Blocks:
     """Residual blocks go: what they add becomes its mean.
 
-    Each is tried alone and in the order of what it costs (block pruning as in Fang et al., 2023,
-    by measured error). They go as long as the model's outputs miss no more than ``max_error``, the
-    relative squared error on samples before anything is refitted. Then the layers behind them are
-    refitted one after the other to what they gave, unless ``recover`` is off.
+    Each is tried alone and in the order of what it costs (Veit et al., 2016). They go as long as
+    the model's outputs miss no more than ``max_error``, the relative squared error on samples
+    before anything is refitted. Then the layers behind them are refitted one after the other to
+    what they gave, unless ``recover`` is off.
     """
 
     name: ClassVar[str] = "blocks"
@@ -59,11 +59,8 @@ class Blocks:
 
         def rewrite(block: Block) -> Rewrite:
             most = min(t.max_error for t in tuned[block.key] if t is not None)
-            return Rewrite(
-                _row(self, block, context),
-                lambda twin: _drop(twin, {block.key}, means, context),
-                most,
-            )
+            row = _row(self, block, means.get(block.key), context)
+            return Rewrite(row, lambda twin: _drop(twin, [row], context), most)
 
         yield from bearable(model, [rewrite(block) for block in found], context)
 
@@ -79,7 +76,7 @@ class Blocks:
         original = comparable(context.reference, model).copy()
         behind = nodes_behind(block.sum.outputs[0] for block in found)
         reading = frozenset(layer.id for layer in layers(model) if id(layer.node) in behind)
-        _drop(model, wanted, _means(model, found, context), context)
+        _drop(model, chosen, context)
         if self.recover and len(context.feeds) > 1:
             outputs = output_names(model)
             refit_in_order(model, original, reading, {}, context.feeds, outputs, context.seed)
@@ -94,29 +91,30 @@ def _means(model: Model, found: Sequence[Block], context: Context) -> dict[Key, 
             given = np.moveaxis(values[block.branch.name], block.channel_axis, 0)
             mean = given.reshape(len(given), -1).mean(1, dtype=np.float64)
             totals[block.key] = totals.get(block.key, np.zeros(len(mean))) + mean
-    kinds = {block.key: block.branch.dtype for block in found}
-    return {
-        key: (total / len(context.feeds)).astype(kinds[key] or np.float32)
-        for key, total in totals.items()
-    }
+    return {key: total / len(context.feeds) for key, total in totals.items()}
 
 
-def _drop(model: Model, keys: set[Key], means: dict[Key, Array], context: Context) -> None:
+def _drop(model: Model, chosen: Sequence[Proposal], context: Context) -> None:
+    rows = {row.targets: row for row in chosen}
     for block in residual_blocks(model, context.shapes):
-        if block.key in keys:
-            drop_block(model, block, means[block.key], len(context.shapes[block.branch.name]))
+        if block.key in rows:
+            kind = block.branch.dtype or np.float32
+            mean = np.array(rows[block.key].details["mean"], kind)
+            drop_block(model, block, mean, len(context.shapes[block.branch.name]))
     drop_unused(model)
 
 
-def _row(method: Blocks, block: Block, context: Context) -> Proposal:
+def _row(method: Blocks, block: Block, mean: Array | None, context: Context) -> Proposal:
     work = [layer_work(layer, context.shapes) for layer in block.layers]
     weighing = {id(layer.node) for layer in block.layers}
+    channels = 0 if mean is None else len(mean)
     others = [node_work(n, context.shapes) for n in block.nodes if id(n) not in weighing]
     return Proposal(
         block.key,
         method.name,
         "drop",
-        bytes_saved=sum(packed_bytes(layer.weight) for layer in block.layers),
+        {"mean": [] if mean is None else mean.tolist()},
+        bytes_saved=sum(packed_bytes(layer.weight) for layer in block.layers) - 4 * channels,
         macs_saved=sum(w.macs for w in work if w is not None),
         cost_saved=sum(context.target.float_time(w) for w in (*work, *others) if w is not None),
     )

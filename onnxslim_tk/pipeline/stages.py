@@ -207,11 +207,17 @@ def _stage_key(stage: Stage, setting: Setting, before: str) -> str:
 def _applied(current: Begun, rows: Sequence[Proposal], stage: Stage, setting: Setting) -> Model:
     """A copy of what the stage began with, with ``rows`` carried out."""
     model = current.before.copy()
+    if not rows:
+        return model
+    context = current.context
+    if context.reference is None and len({row.method for row in rows}) > 1:
+        # What one method of the stage has lost is not what the next should keep.
+        context = replace(context, reference=current.before)
     for method in stage.passes:
         chosen = [row for row in rows if row.method == method.name]
         if chosen:
             setting.progress(f"{stage.name}: {method.name}", 0, 1)
-            method.apply(model, chosen, current.context)
+            method.apply(model, chosen, context)
             # A rewrite may leave what fed the old weight behind.
             drop_unused(model)
             setting.progress(f"{stage.name}: {method.name}", 1, 1)

@@ -46,6 +46,7 @@ PRESETS: Final[Mapping[str, str]] = {
         """,
 }
 _TIDYING: Final = ("clean", "fuse", "canonicalize")
+_BESIDE: Final = ("blocks", "operators", "factorize")
 # No layer loses more than half, unless the whole has to.
 _LEAST_KEPT: Final = 0.5
 _STAGE_KEYS: Final = ("passes", "recover")
@@ -111,7 +112,8 @@ class Recipe:
 def narrowing(recipe: Recipe, shares: Mapping[str, float], methods: Methods) -> Recipe:
     """The recipe with ``shares`` of macs, latency or parameters as limits of its channels.
 
-    One that prunes no channels gets a stage that does, behind those that only tidy.
+    One that prunes no channels gets a stage that does, behind those that only tidy, and in which
+    other methods may do part of it.
     """
     if not shares:
         return recipe
@@ -120,7 +122,10 @@ def narrowing(recipe: Recipe, shares: Mapping[str, float], methods: Methods) -> 
             recipe = recipe.with_setting(f"channels.{figure}={share}")
         return recipe
     least = min(_LEAST_KEPT, *shares.values())
-    stage = Stage("channels", (methods["channels"](keep=least, **shares),))
+    others = tuple(methods[name]() for name in _BESIDE)
+    taken = {stage.name for stage in recipe.stages}
+    name = "structure" if "structure" not in taken else "limits"
+    stage = Stage(name, (*others, methods["channels"](keep=least, **shares)))
     tidy = [all(p.name in _TIDYING for p in stage.passes) for stage in recipe.stages]
     place = tidy.index(False) if False in tidy else len(tidy)
     return replace(recipe, stages=(*recipe.stages[:place], stage, *recipe.stages[place:]))

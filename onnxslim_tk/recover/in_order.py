@@ -11,6 +11,7 @@ from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.graph.order import ordered
 from onnxslim_tk.kernels.held_out import fit_rows
+from onnxslim_tk.measure.mixtures import mixtures
 from onnxslim_tk.measure.observe import fetch
 from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.measure.rows import input_rows
@@ -20,6 +21,8 @@ Mask = NDArray[np.bool_]
 _CHECKED: Final = 12
 # Parts of the samples that are held out in turn where the pull to the old weights is chosen.
 _FOLDS: Final = 3
+# Mixtures for each sample: with 3, crepe-tiny, given seven notes, came 2 dB nearer on others.
+_MIXTURES: Final = 2
 _ROWS_PER_COLUMN: Final = 4
 _FEWEST_ROWS: Final = 6000
 # Time grows with the cube of the rows or the inputs, whichever are fewer.
@@ -47,13 +50,29 @@ def refit_in_order(
     if not probe.measures:
         return False
     twin = model.copy()
+    fitted = _with_mixtures(feeds, seed)
     order = [layer.id for layer in _in_order(twin)]
     first = next((k for k, name in enumerate(order) if name in reading), len(order))
-    refit_each(twin, original, frozenset(order[first:]), rows, feeds, outputs, seed)
+    refit_each(twin, original, frozenset(order[first:]), rows, fitted, outputs, seed)
     if not probe.difference(twin) < probe.difference(model):
         return False
     model.become(twin)
     return True
+
+
+def _with_mixtures(feeds: Sequence[Feed], seed: int) -> list[Feed]:
+    """Samples with mixtures of those that are held out together beside them."""
+    found: list[Feed] = []
+    whole = _folds(len(feeds) * (1 + _MIXTURES))
+    for k, (part, room) in enumerate(zip(_folds(len(feeds)), whole, strict=True)):
+        own = [feeds[int(place)] for place in part]
+        found += [*own, *mixtures(own, len(room) - len(own), seed + k)]
+    return found
+
+
+def _folds(count: int) -> list[NDArray[np.int64]]:
+    """Runs of neighbours: they may be of one source, and are held out together."""
+    return np.array_split(np.arange(count), _FOLDS)
 
 
 def comparable(reference: Model | None, model: Model) -> Model:
@@ -124,8 +143,7 @@ def _refit_behind(
     if x.shape[1] != len(y) or not (np.isfinite(x).all() and np.isfinite(y).all()):
         return
     sample = np.repeat(np.arange(len(given)), [part.shape[1] for part in given])
-    # Neighbours among samples may be of one source, and are held out together.
-    folds = np.array_split(np.arange(len(given)), min(_FOLDS, len(given)))
+    folds = [fold for fold in _folds(len(given)) if len(fold)]
     # Where inputs hardly vary, the weight that stands there is the better guess.
     parts = y.reshape(len(y), len(current), -1).transpose(1, 0, 2)
     weight = fit_rows(x, parts, current, [np.isin(sample, fold) for fold in folds])

@@ -60,5 +60,5 @@ def bearable(
             continue
         taken = trial
         # An error of 0 would say that nothing can be lost.
-        found[k] = replace(rewrite.row, error=max(errors[k], 1e-12))
+        found[k] = replace(rewrite.row, error=max(errors[k], 1e-12), measured=True)
     yield from (found[k] for k in sorted(found))

@@ -160,7 +160,7 @@ def test_an_excluded_layer_keeps_its_block() -> None:
 
 def test_a_plan_for_another_model_is_refused() -> None:
     model = opened(residual_cnn())
-    row = Proposal(("nothing",), "blocks", "drop")
+    row = Proposal(("nothing",), "blocks", "drop", {"mean": [0.0]})
     with pytest.raises(RecipeError, match="no residual block of 'nothing'"):
         Blocks().apply(model, [row], context_of(model))
 
