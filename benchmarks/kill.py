@@ -105,7 +105,8 @@ def run(folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-c", code, "optimize", "in.onnx", "out.onnx", *options],
         cwd=folder,
-        env={**os.environ, "TMPDIR": str(folder / "tmp")},
+        # Nothing is known from earlier runs, and what is kept is written anew in each.
+        env={**os.environ, "TMPDIR": str(folder / "tmp"), "ONNXSLIM_CACHE": str(folder / "cache")},
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
@@ -130,7 +131,7 @@ def one_point(folder: Path, to: str, number: signal.Signals, moment: float, new:
         state(folder / "out.onnx", new),
         process.returncode,
         (folder / "in.onnx").read_bytes() == MODEL.read_bytes(),
-        len([name for name in os.listdir(folder) if name not in ("in.onnx", "out.onnx", "tmp")]),
+        len(set(os.listdir(folder)) - {"in.onnx", "out.onnx", "tmp", "cache"}),
         len(list((folder / "tmp").glob("onnxslim-*"))),
         left,
         b"Traceback" in errors,
