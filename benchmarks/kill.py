@@ -6,7 +6,7 @@ Run it from anywhere, in an environment with the package, on Linux::
 
 Each run compresses the built-in model onto a file that is there already. At a moment drawn at
 random the command or its worker gets a signal; then the old file, whole, or the new one, whole,
-must lie there, and the source as it was.
+must lie there, and the source as it was. Ctrl-C ends it with the table of the points so far.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from threading import Event
 from typing import Final
 
 if __package__ in (None, ""):
@@ -62,6 +63,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     draw = random.Random(given.seed)
+    stopped = Event()
+    # A shell may have taken Ctrl-C away from what it puts aside; runs get it back by this, too.
+    signal.signal(signal.SIGINT, lambda *_: stopped.set())
     with tempfile.TemporaryDirectory(prefix="kill-") as place:
         expected, seconds = undisturbed(Path(place))
         kinds = [
@@ -70,6 +74,8 @@ def main() -> int:
         draw.shuffle(kinds)
         points = []
         for k, (to, number) in enumerate(kinds):
+            if stopped.is_set():
+                break
             # Every second point lies where the result is judged and written.
             first = 0.0 if k % 2 else 0.7
             moment = draw.uniform(first, 1.05) * seconds
