@@ -19,7 +19,7 @@ _MIXED_DB: Final = 0.3
 # A result that is less near than this takes the first step of growth.
 _NEAR_DB: Final = 18.0
 # Sizes that are tried where the asked one does not hold, and the smallest where it does.
-_GROWTH: Final = (1.05, 1.12, 1.2, 1.3, 1.6)
+_GROWTH: Final = (1.08, 1.14, 1.22, 1.35, 1.6)
 _FAR_GROWTH: Final = (1.3, 1.6)
 _SMALLEST: Final = 0.3
 _HALVINGS: Final = 4
