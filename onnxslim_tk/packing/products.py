@@ -47,7 +47,10 @@ def _in_scope(scope: Scope, counts: Counter[str], weights: Weights) -> list[Prod
     grids = {
         node.output[0]: node.input[1]
         for node in graph.node
-        if node.op_type == "DequantizeLinear" and node.domain in STANDARD_DOMAINS
+        if node.op_type == "DequantizeLinear"
+        and node.domain in STANDARD_DOMAINS
+        and len(node.input) > 1
+        and node.output
     }
     products: dict[str, onnx.NodeProto] = {}
     rows = []
