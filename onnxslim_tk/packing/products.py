@@ -62,11 +62,8 @@ def _in_scope(scope: Scope, counts: Counter[str], weights: Weights) -> list[Prod
             continue
         made = helper.make_node("Mul", [weight, source], [bias])
         before, after = weights.stored_size(stored[bias]), stored_size(made)
-        if (
-            after < before
-            and weight not in products
-            and _is_product(*(stored[name] for name in (source, weight, bias)), weights)
-        ):
+        tensors = stored[source], stored[weight], stored[bias]
+        if after < before and weight not in products and _is_product(*tensors, weights):
             products[bias] = made
             rows.append(Product(bias, before, after))
     for index in reversed(range(len(graph.initializer))):
