@@ -166,8 +166,7 @@ def _levels(tuned: Share, place: _Place, vectors: Sequence[int]) -> list[tuple[i
     """Clusters and dimensions: as asked for, what takes more bits a weight, then what takes less.
 
     ``vectors`` has the lengths of those that may be offered beside single values: pairs that take
-    as many bits, and in a large layer what takes 3 and 2 bits. The first and the last layers of a
-    model get nothing coarser.
+    as many bits, and in a large layer what takes 3 and 2 bits.
     """
     asked: tuple[int, int] = (tuned.clusters, tuned.dimensions)
     if tuned.dimensions == 1:
@@ -182,7 +181,7 @@ def _levels(tuned: Share, place: _Place, vectors: Sequence[int]) -> list[tuple[i
         # Of equal bits vectors first, since they take a few bytes more for their codebook.
         coarser.sort(key=lambda level: (-log2(level[0]) / level[1], -level[1]))
         finer = [(step, 1) for step in _STEPS if step > tuned.clusters]
-        return [asked, *pairs, *finer, *([] if place.is_end else coarser)]
+        return [asked, *pairs, *finer, *coarser]
     levels = [asked]
     width: int = tuned.dimensions if tuned.clusters < _STEPS[-1] else tuned.dimensions // 2
     while width > 1:
@@ -218,7 +217,8 @@ def _rows(
             (layer.id,),
             tuned.name,
             clusters if dimensions == 1 else f"{clusters}x{dimensions}",
-            _details(book),
+            # Measured errors mislead at the first and the last layers of a model.
+            _details(book) | ({"last_resort": True} if coarser and place.is_end else {}),
             bytes_saved=saved,
             error=seen.error,
         )
