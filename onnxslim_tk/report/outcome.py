@@ -6,6 +6,7 @@ from onnxslim_tk.measure.validate import Validation
 from onnxslim_tk.packing import PackedTensor
 from onnxslim_tk.plan.budget import Check
 from onnxslim_tk.plan.plan import Plan
+from onnxslim_tk.report.floats import Floating
 from onnxslim_tk.report.integers import LayerRun
 
 
@@ -25,8 +26,8 @@ class Report:
 
     ``steps_back`` counts how often a milder choice had to be made; ``only_tidied`` says that no
     compressed model held the budget, so that the tidied original is the result. ``integers`` says
-    of each layer of the result whether it is written for integers, and why not. ``seconds`` is CPU
-    time of the run.
+    of each layer of the result whether it is written for integers, and why not, ``floats`` what
+    runs in float and what that takes by the target's table. ``seconds`` is CPU time of the run.
     """
 
     version: str
@@ -41,6 +42,7 @@ class Report:
     plan: Plan
     packed: tuple[PackedTensor, ...]
     integers: tuple[LayerRun, ...]
+    floats: tuple[Floating, ...]
     warnings: tuple[str, ...]
     steps_back: int
     only_tidied: bool
