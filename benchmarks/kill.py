@@ -6,7 +6,7 @@ Run it from anywhere, in an environment with the package, on Linux::
 
 Each run compresses the built-in model onto a file that is there already. At a moment drawn at
 random the command or its worker gets a signal; then the old file, whole, or the new one, whole,
-must lie there, and the source as it was.
+must lie there, and the source as it was. Ctrl-C ends it with the table of the points so far.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from threading import Event
 from typing import Final
 
 if __package__ in (None, ""):
@@ -62,6 +63,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     draw = random.Random(given.seed)
+    stopped = Event()
+    # A shell may have taken Ctrl-C away from what it puts aside; runs get it back by this, too.
+    signal.signal(signal.SIGINT, lambda *_: stopped.set())
     with tempfile.TemporaryDirectory(prefix="kill-") as place:
         expected, seconds = undisturbed(Path(place))
         kinds = [
@@ -70,6 +74,8 @@ def main() -> int:
         draw.shuffle(kinds)
         points = []
         for k, (to, number) in enumerate(kinds):
+            if stopped.is_set():
+                break
             # Every second point lies where the result is judged and written.
             first = 0.0 if k % 2 else 0.7
             moment = draw.uniform(first, 1.05) * seconds
@@ -105,7 +111,8 @@ def run(folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-c", code, "optimize", "in.onnx", "out.onnx", *options],
         cwd=folder,
-        env={**os.environ, "TMPDIR": str(folder / "tmp")},
+        # Nothing is known from earlier runs, and what is kept is written anew in each.
+        env={**os.environ, "TMPDIR": str(folder / "tmp"), "ONNXSLIM_CACHE": str(folder / "cache")},
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
@@ -130,7 +137,7 @@ def one_point(folder: Path, to: str, number: signal.Signals, moment: float, new:
         state(folder / "out.onnx", new),
         process.returncode,
         (folder / "in.onnx").read_bytes() == MODEL.read_bytes(),
-        len([name for name in os.listdir(folder) if name not in ("in.onnx", "out.onnx", "tmp")]),
+        len(set(os.listdir(folder)) - {"in.onnx", "out.onnx", "tmp", "cache"}),
         len(list((folder / "tmp").glob("onnxslim-*"))),
         left,
         b"Traceback" in errors,

@@ -8,6 +8,7 @@ from onnxslim_tk.measure.fidelity import OutputFidelity
 from onnxslim_tk.measure.kinds import OutputKind
 from onnxslim_tk.plan.budget import Check
 from onnxslim_tk.plan.plan import Plan
+from onnxslim_tk.report.floats import Floating
 from onnxslim_tk.report.integers import Integers
 from onnxslim_tk.report.outcome import Learned
 from onnxslim_tk.report.summary import Done, Figure, Packing, Refused, Summary, milestones
@@ -44,6 +45,8 @@ def summary_tables(summary: Summary, kinds: Mapping[str, OutputKind]) -> Iterato
         yield packing_table(summary.packing)
     if summary.integers:
         yield integers_table(summary.integers)
+    if summary.floats:
+        yield floats_table(summary.floats)
     yield from refusal_tables(summary.refusals)
 
 
@@ -173,6 +176,15 @@ def integers_table(integers: Sequence[Integers]) -> Table:
             examples = some(because.examples, because.layers)
             table.add_row(*head, shown(because.reason), count(because.layers), examples)
             head = ("", "", "", "")
+    return table
+
+
+def floats_table(floats: Sequence[Floating]) -> Table:
+    """What still runs in float, why, and the microseconds of one run by the target's table."""
+    table = _table("Still in float", "operator", "why", "of them>", "us, expected>")
+    for row in floats:
+        time = NOTHING if row.microseconds is None else real(row.microseconds, 1)
+        table.add_row(shown(row.kind), shown(row.reason), count(row.operators), time)
     return table
 
 

@@ -59,6 +59,21 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     _sync_folder(place.parent)
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """No other run is in such a block with this folder, where the system has locks of folders."""
+    handle: int | None = None
+    if os.name == "posix":
+        with suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY)
+            _lock(handle, wait=True)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
 def check_place(path: Path) -> None:
     """Raise OSError where nothing can be written to ``path``: a folder, or read-only."""
     place = Path(os.path.realpath(path))
@@ -108,7 +123,7 @@ def _remove_unlocked(path: str) -> None:
             os.unlink(path)
 
 
-def _lock(file: BinaryIO, wait: bool) -> None:
+def _lock(file: BinaryIO | int, wait: bool) -> None:
     if os.name == "posix":
         import fcntl
 

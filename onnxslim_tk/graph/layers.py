@@ -31,7 +31,11 @@ def layers_of(model: Model, node: Node, graph: Graph, path: str) -> list[Layer]:
     """
     if node.op not in WEIGHT_SLOTS or node.domain not in STANDARD_DOMAINS:
         return []
-    key = path + first_name(tensor.name for tensor in node.outputs)
+    given = first_name(tensor.name for tensor in node.outputs)
+    if not given:
+        # The runtime lets a recurrent node give nothing at all.
+        return []
+    key = path + given
     names = model.origins.get(key, (key,))
     groups = int(node.attrs.get("group", 1)) if node.op in ("Conv", "ConvTranspose") else 1
     found = []

@@ -34,6 +34,8 @@ Array = NDArray[Any]
 _MOST_BIAS: Final = 2.0**30
 # Products of scales below this would sink into what float32 cannot hold.
 _LEAST_SCALE: Final = 1e-30
+# A thirtieth of a code where 255 codes reach from zero to the bias.
+_WHISPER: Final = 2.0**-13
 _FLOAT: Final = 1
 
 
@@ -196,6 +198,8 @@ def _write_layer(
     if bias is not None or (np.any(shift) and layer.node.op == "Conv"):
         known = np.zeros(1) if bias is None else values_of(bias).astype(np.float64).reshape(-1)
         floats = np.broadcast_to(known + shift, scales.shape)
+        if layer.kind == "Conv":
+            values, scales = _without_whispers(values, scales, floats, float(source.scale))
         # Tiny weights under a big bias: a coarser weight scale keeps the bias within 32 bits.
         least = np.maximum(np.abs(floats) / _MOST_BIAS, _LEAST_SCALE) / float(source.scale)
         coarser = np.maximum(scales, least.astype(np.float32))
@@ -216,6 +220,25 @@ def _write_layer(
     set_input(layer.node, 1, dense)
     if layer.kind != "Conv":
         _keep_product(model, layer)
+
+
+def _without_whispers(
+    values: Array, scales: Array, biases: Array, step: float
+) -> tuple[Array, Array]:
+    """A convolution's weight without the channels that move their output by no code.
+
+    They can't add as much as a step of any grid that holds their bias. Zeros on the scale of other
+    channels keep the bias within few bits, and all scales within the range of float16.
+    """
+    sums = np.abs(values.astype(np.float64)).reshape(len(values), -1).sum(axis=1)
+    silent = scales * sums * step * LEVELS < np.abs(biases) * _WHISPER
+    if not silent.any() or silent.all():
+        return values, scales
+    heard = np.sort(scales[~silent])
+    shape = [-1] + [1] * (values.ndim - 1)
+    return np.where(silent.reshape(shape), 0, values), np.where(
+        silent, heard[len(heard) // 2], scales
+    )
 
 
 def _keep_product(model: Model, layer: Layer) -> None:

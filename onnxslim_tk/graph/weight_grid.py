@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from onnxslim_tk.graph.edit import values_of
 from onnxslim_tk.graph.layers import Layer
+from onnxslim_tk.kernels.codebook import storable_scales
 from onnxslim_tk.kernels.rounding import symmetric_scales, to_grid
 
 Array = NDArray[Any]
@@ -50,7 +51,7 @@ class WeightGrids:
         key = (id(stored), bits, layer.scale_shape)
         held, scales = self._known.get(key, (None, np.zeros(0, np.float32)))
         if held is None or held() is not stored:
-            scales = symmetric_scales(flat, bits).astype(np.float32)
+            scales = storable_scales(symmetric_scales(flat, bits))
             known = self._known
             known[key] = weakref.ref(stored, lambda _: known.pop(key, None)), scales
         values = to_grid(flat, scales.astype(np.float64), bits)

@@ -49,7 +49,11 @@ _PLAIN: Final = frozenset(
 # Element types that share bytes; older versions of onnx don't have them all.
 _BITS: Final = {
     TensorProto.DataType.Value(name): bits
-    for bits, names in ((4, ("INT4", "UINT4", "FLOAT4E2M1")), (2, ("INT2", "UINT2")))
+    for bits, names in (
+        (6, ("FLOAT6E2M3", "FLOAT6E3M2")),
+        (4, ("INT4", "UINT4", "FLOAT4E2M1")),
+        (2, ("INT2", "UINT2")),
+    )
     for name in names
     if name in dict(TensorProto.DataType.items())
 }

@@ -100,11 +100,11 @@ def search_scales(
 
 
 def storable_scales(scales: NDArray[Any]) -> NDArray[np.float32]:
-    """``scales`` that float16 holds exactly, where its range allows for all; float32.
+    """``scales``, those that lie in the range of float16 as it holds them exactly; float32.
 
     Half the bytes for a relative change of 2^-12, far below any codebook's error.
     """
     half = np.finfo(np.float16)
-    if scales.min() < half.tiny or scales.max() > half.max:
-        return scales.astype(np.float32)
-    return scales.astype(np.float16).astype(np.float32)
+    held = (scales >= half.tiny) & (scales <= half.max)
+    narrow = np.clip(scales, half.tiny, half.max).astype(np.float16)
+    return np.where(held, narrow.astype(np.float32), scales.astype(np.float32))

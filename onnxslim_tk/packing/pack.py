@@ -26,6 +26,7 @@ from onnxslim_tk.packing.options import (
     encodings,
     options,
 )
+from onnxslim_tk.packing.products import scale_products
 from onnxslim_tk.packing.scopes import (
     Key,
     Names,
@@ -49,10 +50,11 @@ _TYPES = frozenset(
 
 PLAIN = "plain"
 
-# Quantized operators want constants as scales and zero points; their data may be a chain.
+# Quantized operators want constants as scales and zero points; their data may be a chain. What
+# DequantizeLinear reads the runtime folds before it looks for integer kernels.
 _PACKABLE_INPUTS = {
     "QuantizeLinear": (0,),
-    "DequantizeLinear": (0,),
+    "DequantizeLinear": (0, 1, 2),
     "QLinearConv": (0, 3, 8),
     "QLinearMatMul": (0, 3),
     "ConvInteger": (0, 1),
@@ -65,9 +67,9 @@ class PackedTensor:
     """One constant as `pack` found and left it, with its bytes in the file before and after.
 
     ``encoding`` is an encoding's name, ``plain`` for a tensor that stays as it is, ``alias`` for
-    one that another stands for, or ``tables`` for the tables that all decode chains share (nothing
-    before). ``entropy`` is what the values alone, each coded by itself, take at least, in bytes;
-    None where the values aren't few.
+    one that another stands for, ``product`` for one that a Mul of two others makes, or ``tables``
+    for the tables that all decode chains share (nothing before). ``entropy`` is what the values
+    alone, each coded by itself, take at least, in bytes; None where the values aren't few.
     """
 
     name: str
@@ -91,7 +93,7 @@ def pack(model: onnx.ModelProto, weights: Weights | None = None) -> list[PackedT
 
     Every tensor becomes, where that saves bytes, a short chain of standard nodes whose last
     output has the tensor's name; decoded, it gives the same bits. Initializers that are inputs or
-    outputs of a graph, constants of quantized operators and whatever a custom operator reads stay
+    outputs of a graph, constants of integer operators and whatever a custom operator reads stay
     as they are, and so does a model of IR version 3 or opset 6 and below. ``weights`` holds the
     values that lie outside the message.
     """
@@ -101,6 +103,10 @@ def pack(model: onnx.ModelProto, weights: Weights | None = None) -> list[PackedT
         return []
     packed = [
         PackedTensor(m.name, "alias", m.bytes_before, m.bytes_after) for m in alias(model, weights)
+    ]
+    packed += [
+        PackedTensor(p.name, "product", p.bytes_before, p.bytes_after)
+        for p in scale_products(model, weights)
     ]
     found = scopes(model)
     targets = list(_targets(found, opset, weights))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import log2
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -31,7 +32,11 @@ _SMALLEST = 512
 # Fewer weights would not pay for a codebook of pairs.
 _ENOUGH_FOR_PAIRS = 8192
 # Entry counts that fill their codes: base-3 digits, planes of bits, bytes.
-_STEPS = (3, 4, 6, 8, 16, 32, 64, 256)
+_STEPS = (3, 4, 6, 8, 12, 16, 24, 32, 64, 256)
+# Vectors that take 3 and 2 bits a weight, for layers of at least this share of all weights: what
+# they gain there counts, and fitting them takes its time.
+_VECTORS = ((64, 2), (256, 4))
+_MUCH = 0.1
 # The Cast and the Mul that bring a scale, and the headers of the tensors between.
 _DECODE_BYTES = 60
 
@@ -69,11 +74,12 @@ class Share:
 
     def propose(self, model: Model, context: Context) -> Iterator[Proposal | Refusal]:
         """One row a layer with the codebook asked for, then finer ones."""
-        outputs = output_names(model)
-        ends = end_nodes(model, list(layers(model)))
+        outputs, every = output_names(model), list(layers(model))
+        ends, much = end_nodes(model, every), _MUCH * sum(layer.size for layer in every)
 
         def rows(tuned: Share, layer: Layer) -> Iterator[Proposal | Refusal]:
-            return _rows(tuned, layer, context, outputs, id(layer.node) in ends)
+            place = _Place(id(layer.node) in ends, layer.size >= much)
+            return _rows(tuned, layer, context, outputs, place)
 
         yield from by_layer(self, model, context, _refusal, rows)
 
@@ -148,17 +154,34 @@ def _fit(tuned: Share, layer: Layer, context: Context, outputs: set[str]) -> Cod
     return CodebookFit(layer, moments, tuned.effort, keeps_mean(layer, outputs))
 
 
-def _levels(tuned: Share, is_end: bool, paired: bool) -> list[tuple[int, int]]:
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a layer stands: first or last, and whether it holds much of all weights."""
+
+    is_end: bool
+    is_large: bool
+
+
+def _levels(tuned: Share, place: _Place, vectors: Sequence[int]) -> list[tuple[int, int]]:
     """Clusters and dimensions: as asked for, what takes more bits a weight, then what takes less.
 
-    ``paired`` lets pairs of values take as many bits. The first and the last layers of a model get
-    nothing coarser.
+    ``vectors`` has the lengths of those that may be offered beside single values: pairs that take
+    as many bits, and in a large layer what takes 3 and 2 bits.
     """
     asked: tuple[int, int] = (tuned.clusters, tuned.dimensions)
     if tuned.dimensions == 1:
-        coarser = [] if is_end else [(step, 1) for step in _STEPS[::-1] if step < tuned.clusters]
-        pairs = [(tuned.clusters**2, 2)] if paired and 4 <= tuned.clusters <= 16 else []
-        return [asked, *pairs, *((step, 1) for step in _STEPS if step > tuned.clusters), *coarser]
+        coarser = [(step, 1) for step in _STEPS if step < tuned.clusters]
+        pairs = [(tuned.clusters**2, 2)] if 2 in vectors and 4 <= tuned.clusters <= 16 else []
+        if place.is_large:
+            coarser += [
+                (count, width)
+                for count, width in _VECTORS
+                if width in vectors and count < tuned.clusters**width
+            ]
+        # Of equal bits vectors first, since they take a few bytes more for their codebook.
+        coarser.sort(key=lambda level: (-log2(level[0]) / level[1], -level[1]))
+        finer = [(step, 1) for step in _STEPS if step > tuned.clusters]
+        return [asked, *pairs, *finer, *coarser]
     levels = [asked]
     width: int = tuned.dimensions if tuned.clusters < _STEPS[-1] else tuned.dimensions // 2
     while width > 1:
@@ -168,14 +191,14 @@ def _levels(tuned: Share, is_end: bool, paired: bool) -> list[tuple[int, int]]:
 
 
 def _rows(
-    tuned: Share, layer: Layer, context: Context, outputs: set[str], is_end: bool
+    tuned: Share, layer: Layer, context: Context, outputs: set[str], place: _Place
 ) -> Iterator[Proposal | Refusal]:
     plain = packed_bytes(layer.weight)
     extra = shift_bytes(layer, context.statistics, outputs)
     fit = _fit(tuned, layer, context, outputs)
     most = 0
-    paired = _may_pair(layer, tuned, fit)
-    for clusters, dimensions in _levels(tuned, is_end, paired):
+    vectors = [width for width in (2, 4) if _may_join(layer, tuned, fit, width)]
+    for clusters, dimensions in _levels(tuned, place, vectors):
         if clusters < _STEPS[-1] and _is_unseen(layer, tuned, context):
             continue
         book = fit.fit(clusters, dimensions, tuned.scaled, context.seed)
@@ -186,7 +209,7 @@ def _rows(
         taken = int(taken * seen.times) + (_DECODE_BYTES if tuned.scaled else 0)
         saved = plain - taken - extra
         # What errs more has to save more than all that err less.
-        coarser = dimensions == tuned.dimensions and clusters < tuned.clusters
+        coarser = tuned.dimensions == 1 and clusters < tuned.clusters**dimensions
         if saved <= (most if coarser else 0):
             continue
         most = max(most, saved)
@@ -194,7 +217,8 @@ def _rows(
             (layer.id,),
             tuned.name,
             clusters if dimensions == 1 else f"{clusters}x{dimensions}",
-            _details(book),
+            # Measured errors mislead at the first and the last layers of a model.
+            _details(book) | ({"last_resort": True} if coarser and place.is_end else {}),
             bytes_saved=saved,
             error=seen.error,
         )
@@ -202,12 +226,11 @@ def _rows(
         yield Refusal(layer.id, tuned.name, "a codebook would not make the packed weight smaller")
 
 
-def _may_pair(layer: Layer, tuned: Share, fit: CodebookFit) -> bool:
-    """Whether pairs of values, at as many bits as single ones, can come nearer."""
-    splits = layer.size >= _ENOUGH_FOR_PAIRS and layer.size % 2 == 0
-    return (
-        tuned.dimensions == 1 and splits and not is_pruned(layer.weight) and fit.sweeps_vectors(2)
-    )
+def _may_join(layer: Layer, tuned: Share, fit: CodebookFit, width: int) -> bool:
+    """Whether vectors of so many values, at as many bits as single ones, can come nearer."""
+    splits = layer.size >= _ENOUGH_FOR_PAIRS and layer.size % width == 0
+    single = tuned.dimensions == 1 and not is_pruned(layer.weight)
+    return splits and single and fit.sweeps_vectors(width)
 
 
 def _is_unseen(layer: Layer, tuned: Share, context: Context) -> bool:

@@ -24,7 +24,7 @@ from onnxslim_tk.pipeline.external import (
     read_weights,
     take_in,
 )
-from onnxslim_tk.writing import write_pieces
+from onnxslim_tk.writing import alone_in, write_pieces
 
 _PROVENANCE: Final = "onnxslim_tk."
 
@@ -141,13 +141,23 @@ def write_file(data: bytes | Stored, path: Path) -> None:
     """
     stored = data if isinstance(data, Stored) else Stored(data)
     name = data_file(stored)
-    old = old_data(read_file(path), path.name) if path.is_file() else []
+    if name or _old_data(path):
+        # Of two runs, one would take away what the other's model is about to need.
+        with alone_in(path.parent):
+            _write_with_data(stored, path, name)
+    else:
+        _write_model(stored, path)
+
+
+def _write_with_data(stored: Stored, path: Path, name: str) -> None:
+    """Write the data file ``name``, where there is one, then the model; then the old data go."""
+    old = _old_data(path)
     beside = path.parent / name if name else None
     known = beside is not None and beside.exists()
     try:
         if beside is not None:
             write_pieces(_data(stored), beside)
-        write_pieces(stored.pieces() if stored.joined else [stored.head], path)
+        _write_model(stored, path)
     except BaseException:
         if beside is not None and not known:
             beside.unlink(missing_ok=True)
@@ -155,6 +165,14 @@ def write_file(data: bytes | Stored, path: Path) -> None:
     for gone in old:
         if gone != name:
             (path.parent / gone).unlink(missing_ok=True)
+
+
+def _write_model(stored: Stored, path: Path) -> None:
+    write_pieces(stored.pieces() if stored.joined else [stored.head], path)
+
+
+def _old_data(path: Path) -> list[str]:
+    return old_data(read_file(path), path.name) if path.is_file() else []
 
 
 def _data(stored: Stored) -> Iterator[bytes | memoryview]:

@@ -15,6 +15,7 @@ from onnxslim_tk.measure.runtime import Feed, runtime_version
 from onnxslim_tk.measure.validate import takes_too_much, validate_files
 from onnxslim_tk.pipeline.attempt import Attempt, Workshop
 from onnxslim_tk.pipeline.files import parse
+from onnxslim_tk.report.floats import in_float
 from onnxslim_tk.report.integers import layer_runs
 from onnxslim_tk.report.outcome import Counts, Report
 from onnxslim_tk.version import VERSION
@@ -53,6 +54,9 @@ def judge(shop: Workshop, attempt: Attempt, started: float, everything: bool = F
     if parts is not None and judging is not None:
         sizes = (0, 0) if everything else (len(parts.calibrate), len(parts.choose))
         counts = Counts(*sizes, len(judging), parts.overlaps and not everything)
+    runs = layer_runs(
+        attempt.model, attempt.plan, shop.samples is not None, validation.integer_layers
+    )
     return Report(
         version=VERSION,
         runtime=runtime_version(),
@@ -65,9 +69,8 @@ def judge(shop: Workshop, attempt: Attempt, started: float, everything: bool = F
         checks=shop.checks(found, attempt),
         plan=attempt.plan,
         packed=attempt.packed,
-        integers=layer_runs(
-            attempt.model, attempt.plan, shop.samples is not None, validation.integer_layers
-        ),
+        integers=runs,
+        floats=in_float(attempt.model, runs, shapes[1], shop.options.target),
         warnings=tuple(_warnings(shop, attempt, opened, counts)),
         steps_back=attempt.steps,
         only_tidied=attempt.only_tidied,

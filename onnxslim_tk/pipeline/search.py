@@ -21,7 +21,7 @@ _MIXED_DB: Final = 0.3
 # A result that is less near than this takes the first step of growth.
 _NEAR_DB: Final = 18.0
 # Sizes that are tried where the asked one does not hold, and the smallest where it does.
-_GROWTH: Final = (1.05, 1.12, 1.2, 1.3, 1.6)
+_GROWTH: Final = (1.08, 1.14, 1.22, 1.35, 1.6)
 _FAR_GROWTH: Final = (1.3, 1.6)
 _SMALLEST: Final = 0.3
 _HALVINGS: Final = 4
@@ -196,6 +196,19 @@ class Search:
 
     def _of_size(self, asked: Attempt, limit: int) -> Attempt:
         """The nearest attempt of at most ``limit`` bytes; the smallest where none is so small."""
+        tried = self._towards(limit, asked)
+        if all(len(attempt.data) > limit for attempt in tried):
+            self._sizing.last_resorts = True
+            tried += self._towards(limit, asked)
+        fitting = [attempt for attempt in tried if len(attempt.data) <= limit]
+        if not fitting:
+            return min(tried, key=lambda attempt: len(attempt.data))
+        if self._shop.parts is None:
+            return max(fitting, key=lambda attempt: len(attempt.data))
+        return max(map(self._judged, fitting), key=lambda j: (j.holds, j.quality)).attempt
+
+    def _towards(self, limit: int, asked: Attempt) -> list[Attempt]:
+        """Attempts on the way to ``limit`` bytes."""
         tried = [asked]
         extra = len(asked.data) - limit
         for _ in range(_SIZE_ROUNDS):
@@ -206,12 +219,7 @@ class Search:
                 break
             # What was foretold of bytes is near the truth, not the truth.
             extra += over if over < 0 else max(over, int(_NEAR * limit / 2))
-        fitting = [attempt for attempt in tried if len(attempt.data) <= limit]
-        if not fitting:
-            return min(tried, key=lambda attempt: len(attempt.data))
-        if self._shop.parts is None:
-            return max(fitting, key=lambda attempt: len(attempt.data))
-        return max(map(self._judged, fitting), key=lambda j: (j.holds, j.quality)).attempt
+        return tried
 
     def _sized(self, growth: float, first: _Judged) -> _Judged:
         """The mix of least error at ``growth`` times the size of ``first``."""

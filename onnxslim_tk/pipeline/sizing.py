@@ -18,12 +18,13 @@ _ROUNDS: Final = 4
 class Sizing:
     """Takes the settings of least measured error at the size of those asked for.
 
-    ``extra`` bytes less, that is. Where settings don't trade bytes for error, rows out of
-    proportion are given up as ever.
+    ``extra`` bytes less, that is, with ``last_resorts`` among the rows or without. Where settings
+    don't trade bytes for error, rows out of proportion are given up as ever.
     """
 
     def __init__(self, measured: Measured) -> None:
         self.extra = 0
+        self.last_resorts = False
         self._measured = measured
 
     def __call__(
@@ -35,7 +36,7 @@ class Sizing:
             first = [group[0] for group in groups]
             asked = {group[0].targets: group[0].bytes_saved for group in groups}
             known = self._measured.rows(stage, proposals, first, model, begun)
-            chosen = sized(known, self.extra)
+            chosen = sized(known, self.extra, self.last_resorts)
             for _ in range(_ROUNDS):
                 # Of coarser settings those are taken whose errors are foretold too small.
                 coarser = [
@@ -46,7 +47,7 @@ class Sizing:
                 if not coarser:
                     break
                 known = self._measured.rows(stage, proposals, coarser, model, begun)
-                chosen = sized(known, self.extra)
+                chosen = sized(known, self.extra, self.last_resorts)
             return chosen
         rows = [g for g in alternatives(proposals) if len(g) > 1 and g[0].cost_saved > 0]
         if not rows:

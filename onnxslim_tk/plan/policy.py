@@ -69,7 +69,8 @@ def _solve(groups: list[list[Proposal]], tolerance: float | None) -> list[Propos
     if tolerance is None:
         rows = [group[0] for group in groups]
     else:
-        rows = [p for group in groups for p in group if p.error <= tolerance]
+        few = [p for group in groups for p in group if not p.is_last_resort]
+        rows = [p for p in few if p.error <= tolerance]
     if not rows:
         return []
     conflicts = exclusions(rows, groups)

@@ -40,6 +40,11 @@ class Proposal:
     measured: bool = False
     why: str = ""
 
+    @property
+    def is_last_resort(self) -> bool:
+        """Whether it is only for a size that nothing else can meet."""
+        return bool(self.details.get("last_resort"))
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:

@@ -18,18 +18,18 @@ def is_graded(group: Sequence[Proposal]) -> bool:
     return len(sizes) > 1 and not any(p.cost_saved or p.macs_saved for p in group)
 
 
-def sized(proposals: Sequence[Proposal], extra: int) -> list[Proposal]:
+def sized(proposals: Sequence[Proposal], extra: int, last_resorts: bool = False) -> list[Proposal]:
     """Rows that save ``extra`` bytes more than those asked for, with the least summed error.
 
     A negative ``extra`` leaves room for finer settings. Errors are taken as additive: a
     multiple-choice knapsack (Sinha and Zoltners, 1979). Where so much cannot be saved, what saves
-    most.
+    most. Last resorts are rows like any other only where ``last_resorts`` says so.
     """
     asked = asked_for(proposals)
     groups = [group for group in alternatives(proposals) if is_graded(group)]
     graded = {id(p) for group in groups for p in group}
     others = [p for p in asked if id(p) not in graded]
-    rows = [p for group in groups for p in group]
+    rows = [p for group in groups for p in group if last_resorts or not p.is_last_resort]
     if not rows:
         return asked
     bytes_saved = np.array([float(p.bytes_saved) for p in rows])

@@ -6,6 +6,7 @@ from onnxslim_tk.measure.validate import Faithfulness, Validation
 from onnxslim_tk.packing import PackedTensor
 from onnxslim_tk.plan.budget import Check
 from onnxslim_tk.plan.plan import Plan
+from onnxslim_tk.report.floats import Floating
 from onnxslim_tk.report.integers import LayerRun
 
 
@@ -49,8 +50,9 @@ class Report:
 
     ``steps_back`` counts how often a milder choice had to be made; ``only_tidied`` says that no
     compressed model held the budget, so that the tidied original is the result. ``integers`` says
-    of each layer of the result whether it is written for integers, and why not. ``seconds`` is CPU
-    time of the run. ``training`` is None where nothing was trained.
+    of each layer of the result whether it is written for integers, and why not, ``floats`` what
+    runs in float and what that takes by the target's table. ``seconds`` is CPU time of the run.
+    ``training`` is None where nothing was trained.
     """
 
     version: str
@@ -65,6 +67,7 @@ class Report:
     plan: Plan
     packed: tuple[PackedTensor, ...]
     integers: tuple[LayerRun, ...]
+    floats: tuple[Floating, ...]
     warnings: tuple[str, ...]
     steps_back: int
     only_tidied: bool

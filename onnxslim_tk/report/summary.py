@@ -11,6 +11,7 @@ from onnxslim_tk.measure.validate import LayerError, Validation
 from onnxslim_tk.packing import PackedTensor
 from onnxslim_tk.plan.budget import Check
 from onnxslim_tk.plan.plan import Plan
+from onnxslim_tk.report.floats import Floating
 from onnxslim_tk.report.integers import Integers, by_kind
 from onnxslim_tk.report.outcome import Counts, Learned, Report, Seen
 
@@ -89,6 +90,7 @@ class Summary:
     packing: tuple[Packing, ...]
     refusals: tuple[Refused, ...]
     integers: tuple[Integers, ...]
+    floats: tuple[Floating, ...]
     warnings: tuple[str, ...]
     training: Learned | None = None
 
@@ -110,6 +112,7 @@ def summarize(report: Report) -> Summary:
         packing=packing(report.packed),
         refusals=refusals(report.plan),
         integers=by_kind(report.integers, validation.kernels),
+        floats=report.floats,
         warnings=report.warnings,
         training=report.training,
     )

@@ -6,6 +6,7 @@ import pytest
 from onnxslim_tk.graph import weight_grid as module
 from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.weight_grid import WeightGrids
+from onnxslim_tk.kernels.codebook import storable_scales
 from onnxslim_tk.kernels.rounding import symmetric_scales
 from tests.models import mlp, normal, opened
 
@@ -30,7 +31,7 @@ def test_scales_are_searched_once_for_a_weight_and_anew_for_another(
     grids.of(layer, 7)
     layer.set_dense(model, normal(3, *layer.shape))
     changed = next(iter(layers(model)))
-    expected = symmetric_scales(changed.by_channel(changed.weight)).astype(np.float32)
+    expected = storable_scales(symmetric_scales(changed.by_channel(changed.weight)))
     np.testing.assert_array_equal(grids.of(changed).scales, expected)
     assert calls == [8, 7, 8]
 

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxslim_tk.errors import ModelError, OnnxSlimError, SessionError
+from onnxslim_tk.graph.check import check
 from onnxslim_tk.measure.runtime import Session
 from onnxslim_tk.passes.clean import Clean
 from onnxslim_tk.pipeline import load, optimize, pack
@@ -53,6 +54,14 @@ def refer(proto: onnx.ModelProto) -> None:
 def list_the_weight_beside_an_empty_constant(proto: onnx.ModelProto) -> None:
     proto.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [2]))
     proto.graph.node.append(helper.make_node("Constant", [], ["k"]))
+
+
+def compute_for_nobody(proto: onnx.ModelProto) -> None:
+    proto.graph.initializer.extend(
+        weight(name, np.ones(shape))
+        for name, shape in (("gx", (1, 1, 8)), ("gw", (1, 24, 8)), ("gr", (1, 24, 8)))
+    )
+    proto.graph.node.append(helper.make_node("GRU", ["gx", "gw", "gr"], [], hidden_size=8))
 
 
 def dequantize_along_text(proto: onnx.ModelProto) -> None:
@@ -222,6 +231,7 @@ HARMLESS: dict[str, Builder] = {
     "four Ifs in each other": nested(4),
     "a function in a function": functions({"f0": ["f1", "f1"], "f1": []}),
     "an old version of the format": altered(lambda m: setattr(m, "ir_version", 3)),
+    "a node that gives nothing": altered(compute_for_nobody),
     "nodes in reverse": altered(lambda m: m.graph.node.insert(0, m.graph.node.pop())),
 }
 
@@ -346,6 +356,17 @@ def test_a_graph_of_many_nodes_is_read_in_passing(name: str, place: tuple[Path, 
     # What grows with the square of their number would take minutes here.
     place[0].write_bytes(LARGE[name]())
     assert overview(load(place[0]), {}, {}).nodes > 0
+
+
+@pytest.mark.parametrize("build", [chain("Relu", 100_000), wide(100_000)], ids=["chain", "wide"])
+def test_a_hundred_thousand_nodes_are_checked_before_anything_is_done_with_them(
+    build: Builder,
+) -> None:
+    proto = onnx.ModelProto.FromString(build())
+    check(proto)
+    proto.graph.node[-1].input[0] = "nowhere"
+    with pytest.raises(ModelError, match="reads 'nowhere', which nothing makes"):
+        check(proto)
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device", "nothing", "long"])

@@ -72,5 +72,6 @@ def test_a_searched_scale_is_no_worse_than_the_given_one() -> None:
 def test_scales_fit_float16_where_its_range_allows() -> None:
     scales = storable_scales(np.array([0.001234567, 0.5]))
     assert np.array_equal(scales, scales.astype(np.float16).astype(np.float32))
-    tiny = np.array([1e-7, 0.5])
-    assert np.array_equal(storable_scales(tiny), tiny.astype(np.float32))
+    tiny = storable_scales(np.array([1e-7, 0.001234567, 1e9]))
+    assert np.array_equal(tiny[[0, 2]], np.array([1e-7, 1e9], np.float32))
+    assert tiny[1] == scales[0]

@@ -23,6 +23,7 @@ from tests.models import (
     outputs,
     outputs_of,
     residual_cnn,
+    since,
     to_proto,
     with_metadata,
 )
@@ -175,8 +176,15 @@ def test_merges_transposes_to_one_or_none() -> None:
     assert operators(model) == ["Neg"]
 
 
-def test_folds_constants_when_the_file_shrinks() -> None:
-    body = "a = Sqrt(c) b = Reciprocal(a) d = Unsqueeze(b, zero) y = Mul(x, d)"
+@pytest.mark.parametrize(
+    "op",
+    [
+        "Abs",
+        pytest.param("Sqrt", marks=since("1.21", "has square roots that are a last bit off")),
+    ],
+)
+def test_folds_constants_when_the_file_shrinks(op: str) -> None:
+    body = f"a = {op}(c) b = Reciprocal(a) d = Unsqueeze(b, zero) y = Mul(x, d)"
     proto = with_constants(graph(body), c=np.array([1, 4, 9, 2], np.float32), zero=np.array([0]))
     model, row = cleaned(proto)
     assert operators(model) == ["Mul"]

@@ -1,12 +1,20 @@
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.layers import layers
+from onnxslim_tk.measure.runtime import Session
+from onnxslim_tk.measure.samples import Samples
+from onnxslim_tk.passes import PASSES
 from onnxslim_tk.passes.quantize import Quantize
+from onnxslim_tk.pipeline import Options, optimize
+from onnxslim_tk.pipeline.files import load
 from onnxslim_tk.plan.proposal import Context, Proposal
+from onnxslim_tk.plan.recipe import parse_recipe
 from tests.models import (
     SLOW_FLOATS,
     chain_cnn,
@@ -181,3 +189,27 @@ def test_expected_errors_and_savings_are_in_the_right_order() -> None:
         assert (integer.setting, float_.setting) == ("integer", "float")
         assert 0 < float_.error < integer.error < 1e-2
         assert 0 == float_.cost_saved < integer.cost_saved
+
+
+def test_channels_that_move_no_code_leave_scales_that_float16_holds(tmp_path: Path) -> None:
+    text = f"""{HEAD} g (float[N, 8, 9, 9] x) => (float[N, 72, 9, 9] y) {{
+        y = Conv<pads = [1, 1, 1, 1]>(x, w, b)
+    }}"""
+    weight = normal(0, 72, 8, 3, 3, scale=0.2)
+    weight[5] *= 1e-8
+    model = model_of(text, {"w": weight, "b": normal(1, 72) + 2})
+    onnx.save(model, tmp_path / "in.onnx")
+    feeds = [{"x": normal(100 + k, 1, 8, 9, 9)} for k in range(12)]
+    recipe = parse_recipe("stages: {numbers: [quantize]}", "test", PASSES)
+    options = Options(calibration=Samples(feeds), target=SLOW_FLOATS)
+    optimize(tmp_path / "in.onnx", tmp_path / "out.onnx", recipe, options)
+    found = load(tmp_path / "out.onnx")
+    (layer,) = layers(found)
+    scale = layer.scale
+    assert scale is not None
+    assert np.array_equal(scale, scale.astype(np.float16).astype(np.float32))
+    assert not layer.weight[5].any()
+    assert np.abs(layer.weight[4]).max() > 0.1
+    given, made = (Session(tmp_path / f"{name}.onnx").run(feeds[0])["y"] for name in ("in", "out"))
+    error = np.square(given - made).mean(axis=(0, 2, 3))
+    assert error[5] <= 2 * np.median(error)

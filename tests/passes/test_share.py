@@ -22,6 +22,7 @@ from tests.models import (
 )
 from tests.rows import TOKENS, asked, refusals_of, rows_of, seen
 
+FINER = [8, 12, 16, 24, 32, 64, 256]
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 CALLS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
     "conv": ("Conv<pads=[1, 1, 1, 1]>(x, w)", (6, 8, 7, 7), (16, 8, 3, 3)),
@@ -172,7 +173,7 @@ def test_pairs_at_as_many_bits_are_offered_and_nearer() -> None:
         Share(16).apply(twin, [row], context)
         noise.append(float(np.square(outputs_of(twin, TOKENS)["y"] - reference).sum()))
     assert noise[1] < 0.95 * noise[0]
-    assert [row.setting for row in rows_of(model, CONTEXT, Share(16))][1] == 32, "without samples"
+    assert [row.setting for row in rows_of(model, CONTEXT, Share(16))][1] == 24, "without samples"
 
 
 def test_of_three_values_one_is_zero() -> None:
@@ -297,26 +298,45 @@ def test_finer_rows_come_before_coarser_ones() -> None:
     model = opened(matmul_chain())
     rows = rows_of(model, seen(model, TOKENS), Share(6))
     mine = [row for row in rows if row.targets == ("b",)]
-    assert [row.setting for row in mine[:7]] == [6, 8, 16, 32, 64, 256, 4]
-    assert [row.setting for row in mine[7:]] in ([], [3]), "three values may take as much as four"
-    for chain in (mine[:6], mine[-1:5:-1] + mine[:1]):
+    assert [row.setting for row in mine[:9]] == [6, *FINER, 4]
+    assert [row.setting for row in mine[9:]] in ([], [3]), "three values may take as much as four"
+    for chain in (mine[:8], mine[-1:7:-1] + mine[:1]):
         errors, saved = [r.error for r in chain], [r.bytes_saved for r in chain]
         assert errors == sorted(errors, reverse=True)
         assert saved == sorted(saved, reverse=True)
 
 
-def test_the_first_and_the_last_layer_get_nothing_coarser() -> None:
+def test_large_layers_in_the_middle_are_offered_vectors_of_two_and_three_bits() -> None:
+    text = f"""{HEAD} g (float[N, 32] x) => (float[N, 16] y) {{
+        a = MatMul(x, wa) b = MatMul(a, wb) c = MatMul(b, wc) y = MatMul(c, wy)
+    }}"""
+    shapes = {"wa": (32, 32), "wb": (32, 256), "wc": (256, 256), "wy": (256, 16)}
+    weights = {name: normal(k, *shape) for k, (name, shape) in enumerate(shapes.items())}
+    model = opened(model_of(text, weights))
+    rows = rows_of(model, seen(model, TOKENS), Share(16))
+    settings = {t: [r.setting for r in rows if r.targets == (t,)] for t in ("a", "b", "c", "y")}
+    assert {"64x2", "256x4"} <= set(settings["c"])
+    assert settings["c"].index("64x2") < settings["c"].index(8)
+    for other in "ay":
+        assert not {"64x2", "256x4"} & set(settings[other])
+
+
+def test_the_first_and_the_last_layer_get_coarser_values_as_a_last_resort() -> None:
     model = opened(matmul_chain())
     rows = rows_of(model, seen(model, TOKENS), Share(6))
     for end in ("a", "y"):
-        assert [row.setting for row in rows if row.targets == (end,)] == [6, 8, 16, 32, 64, 256]
+        mine = [row for row in rows if row.targets == (end,)]
+        assert [row.setting for row in mine if not row.is_last_resort] == [6, *FINER]
+        assert {row.setting for row in mine if row.is_last_resort} <= {4, 3}
+        assert any(row.is_last_resort for row in mine)
+    assert not any(row.is_last_resort for row in rows if row.targets == ("b",))
 
 
 def test_shorter_vectors_follow_longer_ones() -> None:
     text = f"{HEAD} g (float[N, 128] x) => (float[N, 256] y) {{ y = MatMul(x, w) }}"
     model = opened(model_of(text, {"w": normal(1, 128, 256)}))
     settings = [row.setting for row in rows_of(model, CONTEXT, Share(64, dimensions=4))]
-    assert settings == ["64x4", "256x4", "256x2", 16, 32, 64, 256]
+    assert settings == ["64x4", "256x4", "256x2", *FINER[2:]]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import stat
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import onnx
@@ -180,6 +181,33 @@ def test_a_failed_write_leaves_the_old_result_whole(
     with pytest.raises(ModelError, match="cannot be written: No space left"):
         save(model, out / "big.onnx")
     assert {f.name: f.read_bytes() for f in out.iterdir()} == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no locks of folders elsewhere")
+def test_of_two_runs_none_takes_away_the_other_s_data(
+    split: Path, tmp_path: Path, two_files: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    first, second = load(split), load(split)
+    for layer in list(layers(second)):
+        layer.set_dense(second, layer.weight * 2)
+    save(first, out / "big.onnx")
+    other = Thread(target=save, args=(first, out / "big.onnx"))
+    replace = os.replace
+
+    def meanwhile(source: str, target: Path) -> None:
+        """The model is there, the old data are to go: now another run writes what was there."""
+        replace(source, target)
+        if str(target).endswith(".onnx") and other.ident is None:
+            other.start()
+            other.join(0.5)
+
+    monkeypatch.setattr(os, "replace", meanwhile)
+    save(second, out / "big.onnx")
+    other.join()
+    assert len(list(out.iterdir())) == 2
+    np.testing.assert_array_equal(ran(out / "big.onnx"), ran(split))
 
 
 def test_the_hash_is_that_of_all_files(split: Path) -> None:

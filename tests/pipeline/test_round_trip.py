@@ -9,7 +9,7 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from onnxslim_tk.graph.edit import constants
 from onnxslim_tk.graph.layers import layers
@@ -21,14 +21,19 @@ from tests.models import mlp, normal
 Change = Callable[[onnx.ModelProto], object]
 NOTHING = Recipe("nothing", ())
 INFO = helper.make_tensor_value_info
+# Bytes of four values; older versions of onnx don't know the newest types.
 PACKED_BYTES = {
-    TensorProto.INT4: 2,
-    TensorProto.UINT4: 2,
-    TensorProto.FLOAT4E2M1: 2,
-    TensorProto.BFLOAT16: 8,
-    TensorProto.FLOAT16: 8,
-    TensorProto.FLOAT8E4M3FN: 4,
-    TensorProto.FLOAT8E5M2FNUZ: 4,
+    TensorProto.DataType.Value(name): size
+    for size, names in {
+        1: ("INT2", "UINT2"),
+        2: ("INT4", "UINT4", "FLOAT4E2M1"),
+        3: ("FLOAT6E2M3", "FLOAT6E3M2"),
+        4: ("FLOAT8E4M3FN", "FLOAT8E5M2FNUZ", "FLOAT8E8M0"),
+        8: ("BFLOAT16", "FLOAT16"),
+        32: ("COMPLEX64",),
+    }.items()
+    for name in names
+    if name in set(TensorProto.DataType.keys())
 }
 
 
@@ -280,6 +285,21 @@ def test_comes_back_as_it_was(change: Change, tmp_path: Path) -> None:
     change(model)
     assert model != plain()
     assert settled(round_trip(model, tmp_path)) == settled(model)
+
+
+def test_narrow_types_come_back_from_a_data_file(tmp_path: Path) -> None:
+    model = plain()
+    narrow(model)
+    expected = settled(model)
+    outside = [t for t in model.graph.initializer if t.name.endswith("_big")]
+    assert len(outside) == len(PACKED_BYTES)
+    with (tmp_path / "data.bin").open("wb") as file:
+        for tensor in outside:
+            start, raw = file.tell(), tensor.raw_data
+            file.write(raw)
+            external_data_helper.set_external_data(tensor, "data.bin", start, len(raw))
+            tensor.ClearField("raw_data")
+    assert settled(round_trip(model, tmp_path)) == expected
 
 
 def test_all_of_it_in_one_model_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxslim_tk.plan.knapsack import alternatives
-from onnxslim_tk.plan.policy import asked_for
+from onnxslim_tk.plan.policy import asked_for, within
 from onnxslim_tk.plan.proposal import Proposal
 from onnxslim_tk.plan.sizing import is_graded, sized
 
@@ -73,3 +73,11 @@ def test_a_boundless_error_is_taken_last(error: float) -> None:
         *(row("b", 4, 50, 1e-3), row("b", 2, 60, 1e-2)),
     ]
     assert sized(rows, 0) == [rows[1], rows[3]]
+
+
+def test_last_resorts_are_taken_where_they_are_asked_for() -> None:
+    last = Proposal(("a",), "share", 3, {"last_resort": True}, bytes_saved=90, error=0.1)
+    rows = [row("a", 16, 80, 0.01), last, row("b", 16, 80, 0.01), row("b", 8, 85, 0.02)]
+    assert [p.setting for p in sized(rows, 15)] == [16, 8]
+    assert [p.setting for p in sized(rows, 15, last_resorts=True)] == [3, 8]
+    assert [p.setting for p in within([row("a", 16, 80, 0.01), last], 1.0)] == [16]
