@@ -7,6 +7,8 @@ import typer
 from .apply import apply
 from .console import foreign_namesake, warn
 from .demo import demo
+from .distill import distill
+from .finetune import finetune
 from .inspect import inspect
 from .optimize import optimize
 from .pack import pack
@@ -43,5 +45,8 @@ def onnxslim(
         )
 
 
-for _command in (optimize, plan, apply, validate, inspect, pack, demo, version):
+for _command in (
+    *(optimize, plan, apply, validate, distill, finetune),
+    *(inspect, pack, demo, version),
+):
     app.command()(spread(_command))

@@ -67,6 +67,7 @@ class Judging:
             _SAMPLES,
             "--calibration",
             "--samples",
+            "--data",
             metavar="PATH",
             help="An .npz file, a folder of .npz files, or a folder of images.",
         ),

@@ -16,7 +16,7 @@ LEFT_OF: dict[str, str] = {
     "plan": "errors kernels graph measure packing writing",
     "passes": "errors kernels graph measure packing plan recover",
     "recover": "errors kernels graph measure packing plan",
-    "train": "errors kernels graph measure packing",
+    "train": "errors kernels graph measure packing plan writing",
     "report": "errors kernels graph measure packing plan version writing",
     "pipeline": "errors kernels graph measure packing plan passes recover report train version "
     "writing",

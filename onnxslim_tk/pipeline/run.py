@@ -134,7 +134,7 @@ def pack(source: PathLike, result: PathLike, in_place: bool = False) -> tuple[Pa
     must be able to load both files. ``in_place`` lets the result take the place of the source.
     """
     data = read_model(Path(source))
-    _check_target(Path(source), data, Path(result), in_place)
+    check_target(Path(source), data, Path(result), in_place)
     # First our own look: a model of endless functions would hang the runtime.
     model = parse(data)
     foreign = foreign_operators(model)
@@ -159,7 +159,7 @@ def _open(source: Path, recipe: str | Recipe, options: Options, result: Path | N
     options.progress("read the model", 0, 1)
     data = read_model(source)
     if result is not None:
-        _check_target(source, data, result, options.in_place)
+        check_target(source, data, result, options.in_place)
     chosen = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, PASSES)
     model = parse(data)
     foreign = foreign_operators(model)
@@ -193,7 +193,8 @@ def _open(source: Path, recipe: str | Recipe, options: Options, result: Path | N
     return Workshop(source, data, model, inputs, chosen, samples, options, name)
 
 
-def _check_target(source: Path, data: Stored, result: Path, in_place: bool) -> None:
+def check_target(source: Path, data: Stored, result: Path, in_place: bool) -> None:
+    """Raise ModelError where a result can't be written, or would take a source's place."""
     if not result.parent.is_dir():
         raise ModelError(f"model: the folder {result.parent} does not exist")
     if result.is_dir():

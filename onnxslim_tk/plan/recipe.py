@@ -86,7 +86,7 @@ class Recipe:
         method, dot, name = key.strip().partition(".")
         if not (equals and dot and method and name):
             raise RecipeError(f"--set: must read pass.field=value, got {assignment!r}")
-        value = _yaml(text, f"--set {key}")
+        value = read_yaml(text, f"--set {key}")
         held = {p.name for stage in self.stages for p in stage.passes}
         if method not in held:
             raise RecipeError(f"--set: the recipe has no pass {method!r}; it has {_list(held)}")
@@ -139,7 +139,7 @@ def read_recipe(source: str, methods: Methods) -> Recipe:
 
 def parse_recipe(text: str, origin: str, methods: Methods) -> Recipe:
     """A recipe from YAML text; ``origin`` names it in messages."""
-    data = _yaml(text, origin)
+    data = read_yaml(text, origin)
     if not isinstance(data, dict):
         raise RecipeError(f"recipe {origin}: must be a mapping with 'stages', got {_kind(data)}")
     unknown = [key for key in data if key not in _KEYS]
@@ -153,7 +153,7 @@ def parse_recipe(text: str, origin: str, methods: Methods) -> Recipe:
         stages=_stages(stages, origin, methods),
         layers=_layers(data.get("layers") or {}, origin, methods),
         exclude=_patterns(data.get("exclude") or [], origin),
-        budget=_built(Budget, data.get("budget") or {}, f"recipe {origin}: budget"),
+        budget=built(Budget, data.get("budget") or {}, f"recipe {origin}: budget"),
     )
 
 
@@ -192,15 +192,15 @@ def _build_pass(kind: type[Any], settings: Any, who: str) -> Any:
     if settings is True or settings is None:
         return kind()
     values = settings if isinstance(settings, dict) else {kind.main: settings}
-    return _built(kind, values, who)
+    return built(kind, values, who)
 
 
 def _tuned(method: Any, values: Mapping[str, Any]) -> Any:
     current = {f.name: getattr(method, f.name) for f in fields(method)}
-    return _built(type(method), current | dict(values), method.name)
+    return built(type(method), current | dict(values), method.name)
 
 
-def _built(kind: type[Any], values: Any, who: str) -> Any:
+def built(kind: type[Any], values: Any, who: str) -> Any:
     """A settings dataclass from plain data, types and field names checked by pydantic."""
     if not isinstance(values, dict):
         raise RecipeError(f"{who}: must be a mapping, got {_kind(values)}")
@@ -240,8 +240,8 @@ def _checked(kind: type[Any], value: Any, who: str) -> Any:
     if isinstance(value, bool) or value is None:
         return value is not False
     values = value if isinstance(value, dict) else {kind.main: value}
-    built = _built(kind, values, who)
-    return {name: getattr(built, name) for name in values}
+    method = built(kind, values, who)
+    return {name: getattr(method, name) for name in values}
 
 
 def _patterns(data: Any, origin: str) -> tuple[str, ...]:
@@ -282,7 +282,8 @@ def read_text(path: Path, most: int = _MOST_TEXT) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _yaml(text: str, origin: str) -> Any:
+def read_yaml(text: str, origin: str) -> Any:
+    """Plain data out of YAML text; raises RecipeError for what isn't any, or is endless."""
     try:
         data = yaml.safe_load(text)
     except (yaml.YAMLError, *_BAD_SCALARS) as error:

@@ -12,7 +12,7 @@ from onnxslim_tk.packing import PackedTensor
 from onnxslim_tk.plan.budget import Check
 from onnxslim_tk.plan.plan import Plan
 from onnxslim_tk.report.integers import Integers, by_kind
-from onnxslim_tk.report.outcome import Counts, Report
+from onnxslim_tk.report.outcome import Counts, Learned, Report, Seen
 
 Verdict = Literal["holds", "broken", "not judged"]
 
@@ -90,6 +90,7 @@ class Summary:
     refusals: tuple[Refused, ...]
     integers: tuple[Integers, ...]
     warnings: tuple[str, ...]
+    training: Learned | None = None
 
 
 def summarize(report: Report) -> Summary:
@@ -110,7 +111,17 @@ def summarize(report: Report) -> Summary:
         refusals=refusals(report.plan),
         integers=by_kind(report.integers, validation.kernels),
         warnings=report.warnings,
+        training=report.training,
     )
+
+
+def milestones(training: Learned) -> list[tuple[str, Seen]]:
+    """The looks that tell the story: the first, the best, and the last."""
+    best = next(look for look in training.looks if look.step == training.best)
+    named = [("as it came", training.looks[0]), ("kept", best), ("last", training.looks[-1])]
+    if best is training.looks[0]:
+        named = [("as it came, kept", best), *named[2:]]
+    return named if training.looks[-1] is not best else named[:-1]
 
 
 def figures(validation: Validation) -> tuple[Figure, ...]:

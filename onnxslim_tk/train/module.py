@@ -14,7 +14,7 @@ from onnxslim_tk.train.execution import Run
 from onnxslim_tk.train.holders import holders
 from onnxslim_tk.train.operators.elementwise import ELEMENT_TYPES
 from onnxslim_tk.train.parameters import trained
-from onnxslim_tk.train.program import CONTROL, compiled, to_value
+from onnxslim_tk.train.program import CONTROL, Program, compiled, to_value
 from onnxslim_tk.train.rules import Tensor, Value
 from onnxslim_tk.train.ties import Tie, tied
 from onnxslim_tk.train.weight import Weight
@@ -61,6 +61,11 @@ class GraphModule(nn.Module):
         self.inputs = tuple(n for n in program.inputs if n not in program.constants)
         self.outputs = tuple(program.outputs)
         self.joins = program.joins
+
+    @property
+    def program(self) -> Program:
+        """The steps that the module runs."""
+        return self._program
 
     @property
     def detached(self) -> tuple[str, ...]:

@@ -1,0 +1,238 @@
+"""Training as a run: learn, judge, write; the verbs distill and finetune."""
+
+import importlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxslim_tk.errors import TrainingError
+from onnxslim_tk.pipeline.attempt import Attempt
+from onnxslim_tk.pipeline.classroom import Classroom, read_data, read_teacher
+from onnxslim_tk.pipeline.files import (
+    packed,
+    parse,
+    provenance,
+    read_model,
+    unchanged,
+    write_file,
+)
+from onnxslim_tk.pipeline.judge import judge
+from onnxslim_tk.pipeline.options import Options, PathLike
+from onnxslim_tk.pipeline.run import check_target
+from onnxslim_tk.plan.plan import Plan
+from onnxslim_tk.plan.training import Training, training_data
+from onnxslim_tk.report.outcome import Learned, Report, Seen
+from onnxslim_tk.version import VERSION
+
+if TYPE_CHECKING:
+    from onnxslim_tk.train.fit import Lesson
+    from onnxslim_tk.train.module import GraphModule
+    from onnxslim_tk.train.objective import Objective
+
+_PLAIN = Options()
+_USUAL = Training()
+
+
+def distill(
+    teachers: PathLike | Sequence[PathLike],
+    student: PathLike,
+    result: PathLike,
+    options: Options = _PLAIN,
+    training: Training = _USUAL,
+    *,
+    pairs: Sequence[Mapping[str, str]] = (),
+    function: Callable[..., Any] | None = None,
+    checkpoint: PathLike | None = None,
+) -> Report | None:
+    """Let the model at ``student`` learn from one teacher or several; write it to ``result``.
+
+    ``pairs`` say for each teacher which of its outputs belong to which of the student's, where the
+    names don't; ``function`` is a loss beside those of ``training``. The result is never worse on
+    the samples for choosing than the student was. Gives None in all processes of torchrun but the
+    first. Raises an OnnxSlimError, with nothing written, where the models or the samples don't
+    allow it.
+    """
+    from onnxslim_tk.train.distillation import Taught, objective_of, terms_of
+    from onnxslim_tk.train.module import GraphModule
+
+    given = teachers if isinstance(teachers, Sequence) else [teachers]
+    paths = [Path(given)] if isinstance(given, str) else [Path(path) for path in given]
+    if not paths:
+        raise TrainingError("train: at least one teacher is needed")
+    started, source = time.process_time(), Path(student)
+    data = read_model(source)
+    for path in paths:
+        check_target(path, read_model(path), Path(result), False)
+    check_target(source, data, Path(result), options.in_place)
+    model = parse(data)
+    some = [dict(pairs[k]) if k < len(pairs) else {} for k in range(len(paths))]
+    found = [read_teacher(p, model, pair) for p, pair in zip(paths, some, strict=True)]
+    samples = read_data(options, data)
+    room = Classroom(source, data, model, samples, options, Path(result).name, "distill", found)
+    module = GraphModule(model)
+    taught = [Taught(GraphModule(teacher.model), teacher.pairs) for teacher in found]
+    learn = room.parts.calibrate
+    terms = terms_of(training.losses, module, taught, learn, function)
+    objective = objective_of(module, terms, [each.module for each in taught], learn)
+    return _run(room, objective, training, Path(result), started, checkpoint)
+
+
+def finetune(
+    source: PathLike,
+    result: PathLike,
+    loss: str | Callable[..., Any],
+    options: Options = _PLAIN,
+    training: Training = _USUAL,
+    *,
+    checkpoint: PathLike | None = None,
+) -> Report | None:
+    """Train the model at ``source`` on labels and write it to ``result``.
+
+    ``loss`` is cross-entropy, mse, bce, ctc, or a function of outputs, labels and teachers. What is
+    stored in few numbers stays so: zeros stay zero, a codebook keeps its codes. Otherwise as
+    :func:`distill`.
+    """
+    from onnxslim_tk.train.distillation import labelled_terms, objective_of, terms_of
+    from onnxslim_tk.train.module import GraphModule
+    from onnxslim_tk.train.terms import AnyTerm
+
+    started, path = time.process_time(), Path(source)
+    data = read_model(path)
+    check_target(path, data, Path(result), options.in_place)
+    model = parse(data)
+    room = Classroom(
+        path, data, model, read_data(options, data), options, Path(result).name, "finetune"
+    )
+    module, learn = GraphModule(model), room.parts.calibrate
+    terms: list[AnyTerm]
+    if isinstance(loss, str):
+        terms = labelled_terms(module, loss, learn)
+    else:
+        terms = terms_of(training.losses, module, (), learn, loss)
+    objective = objective_of(module, terms, (), learn)
+    return _run(room, objective, training, Path(result), started, checkpoint)
+
+
+def load_loss(spec: str) -> Callable[..., Any]:
+    """The function that ``spec`` names as ``module:function``.
+
+    This imports the module, that is, runs its code. Raises TrainingError where there is none.
+    """
+    module, colon, attribute = spec.partition(":")
+    if not (module and colon and attribute):
+        raise TrainingError(f"train: a loss must read module:function, got {spec!r}")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise TrainingError(f"train: the loss {spec!r} cannot be imported: {error}") from error
+    if not callable(function):
+        raise TrainingError(
+            f"train: the loss {spec!r} must be a function, got {type(function).__name__}"
+        )
+    found: Callable[..., Any] = function
+    return found
+
+
+def _run(
+    room: Classroom,
+    objective: "Objective",
+    training: Training,
+    result: Path,
+    started: float,
+    checkpoint: PathLike | None,
+) -> Report | None:
+    """Learn, judge, write."""
+    from onnxslim_tk.train.processes import processes, threads
+
+    with processes() as is_first, threads(room.options.jobs):
+        lesson = _learnt(room, objective, training, checkpoint)
+        if not is_first:
+            return None
+        attempt = _attempt(room, objective.student, lesson, training)
+        report = _judged(room, attempt, lesson, objective.student, started)
+    room.options.progress("write", 0, 1)
+    write_file(attempt.data, result)
+    room.options.progress("write", 1, 1)
+    return report
+
+
+def _learnt(
+    room: Classroom, objective: "Objective", training: Training, checkpoint: PathLike | None
+) -> "Lesson":
+    from onnxslim_tk.train.fit import Look, fit
+
+    metric, progress = room.options.metric, room.options.progress
+    progress("train", 0, 1)
+
+    def heard(look: Look, steps: int) -> None:
+        told = f"loss {look.loss:.4g}"
+        if metric is not None and look.metric is not None:
+            told += f", {metric.name} {look.metric:.4g}"
+        progress(f"train | {told}", look.step, steps)
+
+    return fit(
+        objective,
+        room.parts.calibrate,
+        room.parts.choose,
+        training.schedule,
+        augment=training.augment,
+        metric=metric,
+        heard=heard,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+    )
+
+
+def _attempt(
+    room: Classroom, module: "GraphModule", lesson: "Lesson", training: Training
+) -> Attempt:
+    """The student as it is now, packed; as it came where nothing was better."""
+    from onnxslim_tk.train.write_back import write_back
+
+    seed = training.schedule.seed
+    none = Plan(room.student.source_sha256, room.recipe, seed, ())
+    if lesson.best == 0:
+        data = unchanged(room.student_data, room.name)
+        return Attempt(data, parse(data), none, ())
+    write_back(module, room.student)
+    made = {room.recipe.name: training_data(training)}
+    if room.teachers:
+        made["teachers"] = {str(k): t.model.source_sha256 for k, t in enumerate(room.teachers)}
+    data, changed = packed(room.student, provenance(room.student, VERSION, seed, made), room.name)
+    return Attempt(data, room.student, none, tuple(changed))
+
+
+def _judged(
+    room: Classroom, attempt: Attempt, lesson: "Lesson", module: "GraphModule", started: float
+) -> Report:
+    from dataclasses import replace
+
+    report = judge(room, attempt, started)
+    before = None
+    if room.teachers:
+        came = room.existing(room.student_data, room.student)
+        before = room.measure(came, room.parts.judge, "judge what it was")
+    looks = tuple(Seen(look.step, look.loss, look.metric) for look in lesson.looks)
+    learned = Learned(looks, lesson.best, lesson.ended, before)
+    return replace(
+        report,
+        training=learned,
+        warnings=(*report.warnings, *_warnings(lesson, module)),
+        seconds=time.process_time() - started,
+    )
+
+
+def _warnings(lesson: "Lesson", module: "GraphModule") -> list[str]:
+    found = []
+    if lesson.ended == "diverged":
+        found.append("the loss or its gradient wasn't a number any more, which ended the training")
+    if lesson.best == 0:
+        found.append(
+            "no state on the way was better on the samples for choosing: the result is "
+            "the model as it came"
+        )
+    if module.detached:
+        names = ", ".join(module.detached[:4])
+        more = f" and {len(module.detached) - 4} more" * (len(module.detached) > 4)
+        found.append(f"no gradient passes {names}{more}: these ran in onnxruntime")
+    return found

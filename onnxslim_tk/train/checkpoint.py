@@ -1,0 +1,54 @@
+"""Checkpoints: the state of a training in one file, to go on from."""
+
+import hashlib
+import io
+import pickle
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from onnxslim_tk.errors import TrainingError
+from onnxslim_tk.train.objective import Objective
+from onnxslim_tk.writing import write_pieces
+
+_FORM: Final = 1
+
+
+def save_checkpoint(path: Path, run: str, state: dict[str, Any]) -> None:
+    """Write the state of a run, named by its ``run``, whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save({"form": _FORM, "run": run, "state": state}, buffer)
+    write_pieces([buffer.getbuffer()], path)
+
+
+def load_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
+    """The state that lies at ``path``, None where there is none.
+
+    Only tensors and plain data are read, nothing that could execute. Raises TrainingError for a
+    file of another run, or of none.
+    """
+    if not path.exists():
+        return None
+    try:
+        found = torch.load(path, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        raise TrainingError(f"train: {path.name} is no checkpoint, or a damaged one") from error
+    if not isinstance(found, dict) or found.get("form") != _FORM:
+        raise TrainingError(f"train: {path.name} is no checkpoint of this version")
+    if found.get("run") != run:
+        raise TrainingError(
+            f"train: the checkpoint {path.name} is of a run with another model, other samples or "
+            "other settings; name another file, or remove it"
+        )
+    state: dict[str, Any] = found["state"]
+    return state
+
+
+def run_of(objective: Objective, *facts: object) -> str:
+    """What tells a run apart: the student as it begins, its losses, and ``facts``."""
+    mark = hashlib.sha256(repr((objective.terms, facts)).encode())
+    for parameter in objective.parameters():
+        mark.update(np.ascontiguousarray(parameter.detach().numpy()).tobytes())
+    return mark.hexdigest()
