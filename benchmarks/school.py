@@ -55,12 +55,17 @@ class Part:
 
 
 class School:
-    """Digits of MNIST, and nets for a seed; what was trained once is kept in a folder."""
+    """Digits of MNIST, and nets for a seed; what was made once is kept in a folder.
+
+    Teachers, which also are what is compressed, are the same for all seeds.
+    """
 
     def __init__(self, data: Path, folder: Path, seed: int) -> None:
         self.data, self.seed = data, seed
         self.folder = folder / f"seed{seed}-{commit_of_code()}"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._teachers = folder / "teachers"
+        for made in (self.folder, self._teachers):
+            made.mkdir(parents=True, exist_ok=True)
 
     @cached_property
     def parts(self) -> tuple[Part, Part, Part]:
@@ -86,9 +91,9 @@ class School:
 
     def teacher(self, column: int = 0) -> Path:
         """A small ResNet that knows one of the two labels."""
-        path = self.folder / f"teacher{column}.onnx"
+        path = self._teachers / f"teacher{column}.onnx"
         if not path.exists():
-            torch.manual_seed(self.seed)
+            torch.manual_seed(0)
             net = SmallResNet(_WIDTH, (10, SLANTS)[column], inputs=1, stride=2)
             learn = self.parts[0]
             _train(net, torch.from_numpy(learn.images), torch.from_numpy(learn.labels[:, column]))
