@@ -45,7 +45,9 @@ class GraphModule(nn.Module):
         for key, tie in self.ties.items():
             if tie.weight == len(self.weights):
                 role, constant = roles[key], program.constants[key]
-                self.weights.append(Weight(constant, role.is_matrix, role.unit, role.zero))
+                self.weights.append(
+                    Weight(constant, role.is_matrix, role.unit, role.zero, role.is_scale)
+                )
         self._fixed: dict[str, Value] = {}
         self._buffer_names: dict[str, str] = {}
         for number, (key, constant) in enumerate(program.constants.items()):

@@ -99,5 +99,6 @@ def shrinkable(student: GraphModule) -> list[nn.Parameter]:
 def _shrinkable(student: GraphModule) -> Iterator[nn.Parameter]:
     for weight in student.weights:
         value = weight.value
-        if value.dim() > 1 and weight.codes is None and weight.ends is None:
+        plain = weight.codes is None and weight.ends is None and weight.whole is None
+        if value.dim() > 1 and plain:
             yield value

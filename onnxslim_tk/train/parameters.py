@@ -80,20 +80,23 @@ _SMALLEST_JOINED: Final = 16
 class Role:
     """What a trained tensor is: a matrix or not; of integers, their unit and zero point.
 
-    These are laid out along the tensor, or single numbers.
+    These are laid out along the tensor, or single numbers. ``is_scale`` tells what codes are
+    multiplied by, which learns in shares of itself.
     """
 
     is_matrix: bool
     unit: Array | None = None
     zero: Array | None = None
+    is_scale: bool = False
 
 
 def trained(program: Program) -> dict[str, Role]:
     """The tensors that are trained, by key.
 
     Floats count where they are weights, biases, or gains, and where arithmetic lays more than one
-    of them along the data; integers where a scale turns them into weights. Statistics of
-    BatchNormalization, bounds, scales of Resize, single numbers and masks never count.
+    of them along the data; integers where a scale turns them into weights, and these scales too
+    where the layer works in floats. Statistics of BatchNormalization, bounds, scales of Resize and
+    of activations, single numbers and masks never count.
     """
     roles: dict[str, Role] = {}
     for key, constant in program.constants.items():
@@ -108,6 +111,8 @@ def _role(program: Program, key: str, constant: Constant) -> Role | None:
     if not constant.values.size:
         return None
     readings = list(_readings(program, key))
+    if _is_scale(program, key, constant):
+        return Role(False, is_scale=True)
     if any(slot in _FIXED.get(step.node.kind, ()) for step, slot in readings):
         return None
     is_matrix = any(slot in MATRICES.get(step.node.kind, ()) for step, slot in readings)
@@ -122,6 +127,48 @@ def _role(program: Program, key: str, constant: Constant) -> Role | None:
     return _coded(program, key, constant, is_matrix)
 
 
+def _is_scale(program: Program, key: str, constant: Constant) -> bool:
+    """Whether codes of weights are multiplied by a tensor, and by nothing else."""
+    if constant.element not in FLOATS or not bool((constant.values.astype(np.float64) > 0).all()):
+        return False
+    readings = list(_readings(program, key, frozenset((*_MOVES, "Gather"))))
+    return bool(readings) and all(
+        (step.node.kind == "Mul" and _holds_codes(program, step.keys[1 - slot]))
+        or (step.node.kind == "DequantizeLinear" and slot == 1 and _works_in_floats(program, step))
+        for step, slot in readings
+    )
+
+
+def _holds_codes(program: Program, key: str) -> bool:
+    """Whether a tensor is made of integers by what only moves them or turns them into floats."""
+    while key not in program.constants:
+        step = program.makers.get(key)
+        if step is None:
+            return False
+        if step.node.kind in (*_INTEGER[:2], "DynamicQuantizeLinear"):
+            return True
+        if step.node.kind not in (*_MOVES, "Gather"):
+            return False
+        key = step.keys[0]
+    return program.constants[key].element in CODES
+
+
+def _works_in_floats(program: Program, step: Step) -> bool:
+    """Whether a DequantizeLinear makes a weight for layers whose data aren't integers.
+
+    In integers the scale of a bias hangs on those of the weight and of the data.
+    """
+    if step.keys[0] not in program.constants:
+        return False
+    readings = list(_readings(program, step.node.key))
+    makers = [program.makers.get(reader.keys[0]) for reader, _ in readings]
+    return bool(readings) and all(
+        slot in MATRICES.get(reader.node.kind, ())
+        and (slot == 0 or maker is None or maker.node.kind != "DequantizeLinear")
+        for (reader, slot), maker in zip(readings, makers, strict=True)
+    )
+
+
 def _is_laid(step: Step, constant: Constant) -> bool:
     """Whether arithmetic lays a float constant along the data as only a weight lies."""
     values = constant.values
@@ -132,13 +179,15 @@ def _is_laid(step: Step, constant: Constant) -> bool:
     return bool(np.isfinite(wide).all() and (np.abs(wide) < _LARGEST).all())
 
 
-def _readings(program: Program, key: str) -> Iterator[tuple[Step, int]]:
+def _readings(
+    program: Program, key: str, through: frozenset[str] = _MOVES
+) -> Iterator[tuple[Step, int]]:
     """The inputs that a tensor ends in, through what only moves or decodes it."""
     waiting, seen = [key], {key}
     while waiting:
         for step, slot in program.readers.get(waiting.pop(), ()):
             kind = step.node.kind
-            moves = kind in _MOVES or (kind == "DequantizeLinear" and slot == 0)
+            moves = kind in through or (kind == "DequantizeLinear" and slot == 0)
             if not moves or slot != 0:
                 yield step, slot
                 continue

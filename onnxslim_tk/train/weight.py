@@ -31,7 +31,8 @@ class Weight(nn.Module):
 
     A tensor of few values is a codebook: ``value`` holds its entries, and codes stay. Zeros of a
     matrix stay zero. Integers are the rounded codes of ``value`` in units of their scale, so that
-    a step of the optimizer means the same as elsewhere; 16-bit floats are rounded from 32 bits.
+    a step of the optimizer means the same as elsewhere; a scale learns by the logarithm of what it
+    is multiplied by, for the same reason; 16-bit floats are rounded from 32 bits.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Weight(nn.Module):
         is_matrix: bool,
         unit: Array | None = None,
         zero: Array | None = None,
+        is_scale: bool = False,
     ) -> None:
         super().__init__()
         stored = constant.values
@@ -58,14 +60,17 @@ class Weight(nn.Module):
             entries = real.reshape(len(codes), -1)[_first_places(codes, len(book.entries))]
             self.codes = torch.from_numpy(codes)
             real = entries
-        self.value = nn.Parameter(torch.from_numpy(np.array(real)))
+        self.register_buffer("whole", torch.from_numpy(np.array(real)) if is_scale else None)
+        self.value = nn.Parameter(
+            torch.from_numpy(np.zeros_like(real) if is_scale else real.copy())
+        )
         self.register_buffer("mask", None if mask is None else torch.from_numpy(mask))
         for name, array in (("unit", unit), ("zero", zero)):
             self.register_buffer(
                 name, None if array is None else torch.from_numpy(np.asarray(array, real.dtype))
             )
         plain = unit is None and self.narrow is None
-        self.is_plain = plain and mask is None and book is None
+        self.is_plain = plain and mask is None and book is None and not is_scale
 
     def _real(
         self, stored: Array, wide: Array, unit: Array, zero: Array | None, book: Alphabet | None
@@ -93,6 +98,8 @@ class Weight(nn.Module):
             value = value.index_select(0, self.codes).reshape(self.shape)
         if self.mask is not None:
             value = value * self.mask
+        if self.whole is not None:
+            value = self.whole * torch.exp(value)
         if self.ends is not None:
             return torch.clamp(rounded(value / self.unit) + self.zero, *self.ends)
         return value if self.narrow is None else narrowed(value, self.narrow)
