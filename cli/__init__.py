@@ -14,6 +14,7 @@ from .optimize import optimize
 from .pack import pack
 from .plan import plan
 from .spread import spread
+from .student import student
 from .validate import validate
 from .verbs import Verbs
 from .version import show_version, version
@@ -46,7 +47,7 @@ def onnxslim(
 
 
 for _command in (
-    *(optimize, plan, apply, validate, distill, finetune),
+    *(optimize, plan, apply, validate, student, distill, finetune),
     *(inspect, pack, demo, version),
 ):
     app.command()(spread(_command))

@@ -143,6 +143,7 @@ class Workshop:
             Threads(self.options.jobs),
             self.options.cache,
             self._origin,
+            self.parts.choose if self.parts else None,
         )
         model, stages = carry_out(self.model, setting, choose, self._memory)
         origin = provenance(self.model, VERSION, self.options.seed, recipe_data(self.recipe))

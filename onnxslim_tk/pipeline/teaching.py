@@ -3,12 +3,15 @@
 import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxslim_tk.errors import TrainingError
 from onnxslim_tk.pipeline.attempt import Attempt
 from onnxslim_tk.pipeline.classroom import Classroom, read_data, read_teacher
+from onnxslim_tk.pipeline.cutting import cut, group_counts
 from onnxslim_tk.pipeline.files import (
     packed,
     parse,
@@ -20,7 +23,9 @@ from onnxslim_tk.pipeline.files import (
 from onnxslim_tk.pipeline.judge import judge
 from onnxslim_tk.pipeline.options import Options, PathLike
 from onnxslim_tk.pipeline.run import check_target
-from onnxslim_tk.plan.plan import Plan
+from onnxslim_tk.plan.cuts import Cuts
+from onnxslim_tk.plan.plan import Plan, StagePlan
+from onnxslim_tk.plan.schedule import Schedule
 from onnxslim_tk.plan.training import Training, training_data
 from onnxslim_tk.report.outcome import Learned, Report, Seen
 from onnxslim_tk.version import VERSION
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
 
 _PLAIN = Options()
 _USUAL = Training()
+_WHOLE = Cuts()
 
 
 def distill(
@@ -55,6 +61,8 @@ def distill(
     """
     from onnxslim_tk.train.distillation import Taught, objective_of, terms_of
     from onnxslim_tk.train.module import GraphModule
+    from onnxslim_tk.train.processes import processes, threads
+    from onnxslim_tk.train.write_back import write_back
 
     given = teachers if isinstance(teachers, Sequence) else [teachers]
     paths = [Path(given)] if isinstance(given, str) else [Path(path) for path in given]
@@ -70,12 +78,20 @@ def distill(
     found = [read_teacher(p, model, pair) for p, pair in zip(paths, some, strict=True)]
     samples = read_data(options, data)
     room = Classroom(source, data, model, samples, options, Path(result).name, "distill", found)
-    module = GraphModule(model)
+    module = GraphModule(model, scales=True)
     taught = [Taught(GraphModule(teacher.model), teacher.pairs) for teacher in found]
     learn = room.parts.calibrate
-    terms = terms_of(training.losses, module, taught, learn, function)
-    objective = objective_of(module, terms, [each.module for each in taught], learn)
-    return _run(room, objective, training, Path(result), started, checkpoint)
+    with processes() as is_first, threads(options.jobs):
+        terms = terms_of(training.losses, module, taught, learn, function)
+        objective = objective_of(module, terms, [each.module for each in taught], learn)
+        state = None if checkpoint is None else Path(checkpoint)
+        lesson = _learnt(room, objective, training, state)
+        if not is_first:
+            return None
+        write_back(module, model)
+        attempt = _attempt(room, lesson, training_data(training))
+        report = _judged(room, attempt, lesson, module, started)
+    return _written(room, attempt, report, Path(result))
 
 
 def finetune(
@@ -85,17 +101,22 @@ def finetune(
     options: Options = _PLAIN,
     training: Training = _USUAL,
     *,
+    cuts: Cuts = _WHOLE,
+    reassign: bool = False,
     checkpoint: PathLike | None = None,
 ) -> Report | None:
     """Train the model at ``source`` on labels and write it to ``result``.
 
     ``loss`` is cross-entropy, mse, bce, ctc, or a function of outputs, labels and teachers. What is
-    stored in few numbers stays so: zeros stay zero, a codebook keeps its codes. Otherwise as
-    :func:`distill`.
+    stored in few numbers stays so: zeros stay zero, integers integers, and their scales are learnt;
+    a codebook keeps its codes, unless ``reassign`` gives each place its nearest entry after every
+    epoch. ``cuts`` are made between stretches of the training. Otherwise as :func:`distill`.
     """
     from onnxslim_tk.train.distillation import labelled_terms, objective_of, terms_of
+    from onnxslim_tk.train.fit import Lesson
     from onnxslim_tk.train.module import GraphModule
-    from onnxslim_tk.train.terms import AnyTerm
+    from onnxslim_tk.train.processes import processes, threads
+    from onnxslim_tk.train.write_back import write_back
 
     started, path = time.process_time(), Path(source)
     data = read_model(path)
@@ -104,14 +125,79 @@ def finetune(
     room = Classroom(
         path, data, model, read_data(options, data), options, Path(result).name, "finetune"
     )
-    module, learn = GraphModule(model), room.parts.calibrate
-    terms: list[AnyTerm]
-    if isinstance(loss, str):
-        terms = labelled_terms(module, loss, learn)
-    else:
-        terms = terms_of(training.losses, module, (), learn, loss)
-    objective = objective_of(module, terms, (), learn)
-    return _run(room, objective, training, Path(result), started, checkpoint)
+    learn = room.parts.calibrate
+    targets = cuts.targets()
+    counts = group_counts(model, learn.feeds[0]) if cuts.keep is not None else {}
+    lessons: list[Lesson] = []
+    plans: list[StagePlan] = []
+    module: GraphModule | None = None
+    with processes() as is_first, threads(options.jobs):
+        for number, target in enumerate(targets):
+            name = f"round {number + 1}" if len(targets) > 1 else "cut"
+            if target:
+                model, done = cut(model, target, counts, learn, options, name)
+                plans += done
+            module = GraphModule(model, scales=True)
+            if isinstance(loss, str):
+                terms = labelled_terms(module, loss, learn)
+            else:
+                terms = terms_of(training.losses, module, (), learn, loss)
+            if reassign:
+                _loosen(module)
+            stretch = replace(training, schedule=_part(training.schedule, len(targets)))
+            state = _numbered(checkpoint, number, len(targets))
+            objective = objective_of(module, terms, (), learn)
+            more: dict[str, Any] = {}
+            if reassign:
+                more["each_epoch"] = partial(_reassign, module)
+            if training.schedule.l1 and number + 1 < len(targets):
+                # Small weights are what the next cut is to find, whatever they cost as yet.
+                more["keep"] = "last"
+            lessons.append(_learnt(room, objective, stretch, state, **more))
+            write_back(module, model)
+        if not is_first:
+            return None
+        assert module is not None
+        lesson = Lesson.of(lessons)
+        room.student = model
+        settings = training_data(training)
+        attempt = _attempt(room, lesson, settings, plans, bool(plans))
+        report = _judged(room, attempt, lesson, module, started)
+    return _written(room, attempt, report, Path(result))
+
+
+def _loosen(module: "GraphModule") -> None:
+    books = [weight for weight in module.weights if weight.codes is not None]
+    if not books:
+        raise TrainingError(
+            "train: the model has no weights of few values whose codes could be reassigned"
+        )
+    for weight in books:
+        weight.loosen()
+
+
+def _reassign(module: "GraphModule") -> None:
+    for weight in module.weights:
+        if weight.shadow is not None:
+            weight.reassign()
+
+
+def _part(schedule: Schedule, parts: int) -> Schedule:
+    """One of so many equal stretches of a schedule."""
+    return replace(
+        schedule,
+        steps=max(1, schedule.steps // parts),
+        epochs=None if schedule.epochs is None else schedule.epochs / parts,
+        minutes=None if schedule.minutes is None else schedule.minutes / parts,
+    )
+
+
+def _numbered(checkpoint: PathLike | None, number: int, count: int) -> Path | None:
+    """A file for the state of each stretch."""
+    if checkpoint is None:
+        return None
+    path = Path(checkpoint)
+    return path if count == 1 else path.with_name(f"{path.name}.{number + 1}")
 
 
 def load_loss(spec: str) -> Callable[..., Any]:
@@ -134,42 +220,25 @@ def load_loss(spec: str) -> Callable[..., Any]:
     return found
 
 
-def _run(
+def _learnt(
     room: Classroom,
     objective: "Objective",
     training: Training,
-    result: Path,
-    started: float,
-    checkpoint: PathLike | None,
-) -> Report | None:
-    """Learn, judge, write."""
-    from onnxslim_tk.train.processes import processes, threads
-
-    with processes() as is_first, threads(room.options.jobs):
-        lesson = _learnt(room, objective, training, checkpoint)
-        if not is_first:
-            return None
-        attempt = _attempt(room, objective.student, lesson, training)
-        report = _judged(room, attempt, lesson, objective.student, started)
-    room.options.progress("write", 0, 1)
-    write_file(attempt.data, result)
-    room.options.progress("write", 1, 1)
-    return report
-
-
-def _learnt(
-    room: Classroom, objective: "Objective", training: Training, checkpoint: PathLike | None
+    checkpoint: Path | None,
+    **more: Any,
 ) -> "Lesson":
     from onnxslim_tk.train.fit import Look, fit
 
     metric, progress = room.options.metric, room.options.progress
     progress("train", 0, 1)
+    news = ["train"]
 
     def heard(look: Look, steps: int) -> None:
         told = f"loss {look.loss:.4g}"
         if metric is not None and look.metric is not None:
             told += f", {metric.name} {look.metric:.4g}"
-        progress(f"train | {told}", look.step, steps)
+        news.append(f"train | {told}")
+        progress(news[-1], look.step, steps)
 
     return fit(
         objective,
@@ -179,47 +248,54 @@ def _learnt(
         augment=training.augment,
         metric=metric,
         heard=heard,
-        checkpoint=None if checkpoint is None else Path(checkpoint),
+        each_step=lambda step, steps: progress(news[-1], step, steps),
+        checkpoint=checkpoint,
+        **more,
     )
 
 
 def _attempt(
-    room: Classroom, module: "GraphModule", lesson: "Lesson", training: Training
+    room: Classroom,
+    lesson: "Lesson",
+    settings: Mapping[str, Any],
+    stages: Sequence[StagePlan] = (),
+    is_new: bool = False,
 ) -> Attempt:
     """The student as it is now, packed; as it came where nothing was better."""
-    from onnxslim_tk.train.write_back import write_back
-
-    seed = training.schedule.seed
-    none = Plan(room.student.source_sha256, room.recipe, seed, ())
-    if lesson.best == 0:
+    seed = room.options.seed
+    plan = Plan(room.student.source_sha256, room.recipe, seed, tuple(stages))
+    if lesson.best == 0 and not is_new:
         data = unchanged(room.student_data, room.name)
-        return Attempt(data, parse(data), none, ())
-    write_back(module, room.student)
-    made = {room.recipe.name: training_data(training)}
+        return Attempt(data, parse(data), plan, ())
+    made = {room.recipe.name: settings}
     if room.teachers:
         made["teachers"] = {str(k): t.model.source_sha256 for k, t in enumerate(room.teachers)}
     data, changed = packed(room.student, provenance(room.student, VERSION, seed, made), room.name)
-    return Attempt(data, room.student, none, tuple(changed))
+    return Attempt(data, room.student, plan, tuple(changed))
 
 
 def _judged(
     room: Classroom, attempt: Attempt, lesson: "Lesson", module: "GraphModule", started: float
 ) -> Report:
-    from dataclasses import replace
-
     report = judge(room, attempt, started)
     before = None
     if room.teachers:
         came = room.existing(room.student_data, room.student)
         before = room.measure(came, room.parts.judge, "judge what it was")
     looks = tuple(Seen(look.step, look.loss, look.metric) for look in lesson.looks)
-    learned = Learned(looks, lesson.best, lesson.ended, before)
     return replace(
         report,
-        training=learned,
+        training=Learned(looks, lesson.best, lesson.ended, before),
         warnings=(*report.warnings, *_warnings(lesson, module)),
         seconds=time.process_time() - started,
     )
+
+
+def _written(room: Classroom, attempt: Attempt, report: Report, result: Path) -> Report:
+    room.options.progress("write", 0, 1)
+    write_file(attempt.data, result)
+    room.options.progress("write", 1, 1)
+    return report
 
 
 def _warnings(lesson: "Lesson", module: "GraphModule") -> list[str]:

@@ -18,7 +18,11 @@ class Augmentation(Protocol):
 
     name: ClassVar[str]
     main: ClassVar[str]
-    input: str
+
+    @property
+    def input(self) -> str:
+        """The input that is varied; empty for all of its kind."""
+        ...
 
     def __call__(self, values: Array, rng: np.random.Generator) -> Array:
         """``values`` varied, of the same shape and type."""

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.plan.budget import Budget
 from onnxslim_tk.plan.proposal import Pass
+from onnxslim_tk.plan.recovery import RECOVERIES, Distill
 
 Methods = Mapping[str, type[Any]]
 
@@ -47,6 +48,7 @@ PRESETS: Final[Mapping[str, str]] = {
 _TIDYING: Final = ("clean", "fuse", "canonicalize")
 # No layer loses more than half, unless the whole has to.
 _LEAST_KEPT: Final = 0.5
+_STAGE_KEYS: Final = ("passes", "recover")
 _KEYS: Final = ("name", "stages", "layers", "exclude", "budget")
 # Far beyond what people write; an alias of an alias of an alias comes to billions of values.
 _MOST_TEXT: Final = 1 << 18
@@ -61,10 +63,14 @@ _BAD_SCALARS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Methods that propose side by side, and of whose rows one knapsack chooses."""
+    """Methods that propose side by side, and of whose rows one knapsack chooses.
+
+    ``recover`` wins back what the rows lost, None where nothing is to follow them.
+    """
 
     name: str
     passes: tuple[Pass, ...]
+    recover: Distill | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +173,16 @@ def _stages(data: dict[Any, Any], origin: str, methods: Methods) -> tuple[Stage,
 
 
 def _stage(name: str, entries: Any, origin: str, methods: Methods) -> Stage:
+    recover = None
+    if isinstance(entries, dict):
+        unknown = [key for key in entries if key not in _STAGE_KEYS]
+        if unknown or "passes" not in entries:
+            raise RecipeError(
+                f"recipe {origin}: stage {name!r} must be a list of passes, or a mapping of "
+                f"{_list(_STAGE_KEYS)}"
+            )
+        recover = _recovery(entries.get("recover"), f"recipe {origin}: stage {name!r}")
+        entries = entries["passes"]
     if not isinstance(entries, list) or not entries:
         raise RecipeError(f"recipe {origin}: stage {name!r} must be a list of passes")
     passes: list[Any] = []
@@ -183,7 +199,19 @@ def _stage(name: str, entries: Any, origin: str, methods: Methods) -> Stage:
             raise RecipeError(f"recipe {origin}: {entry} stands twice in stage {name!r}")
         if method is not None:
             passes.append(method)
-    return Stage(name, tuple(passes))
+    return Stage(name, tuple(passes), recover)
+
+
+def _recovery(entry: Any, who: str) -> Distill | None:
+    settings: Any = True
+    if entry is None or entry is False:
+        return None
+    if isinstance(entry, dict) and len(entry) == 1:
+        entry, settings = next(iter(entry.items()))
+    if not isinstance(entry, str) or entry not in RECOVERIES:
+        raise RecipeError(f"{who}: there is no recovery {entry!r}; known: {_list(RECOVERIES)}")
+    found: Distill | None = _build_pass(RECOVERIES[entry], settings, f"{who}: {entry}")
+    return found
 
 
 def _build_pass(kind: type[Any], settings: Any, who: str) -> Any:
@@ -254,17 +282,22 @@ def recipe_data(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain data, every setting written out, for plans and provenance."""
     return {
         "name": recipe.name,
-        "stages": {
-            stage.name: [
-                {p.name: {f.name: getattr(p, f.name) for f in fields(p)}}  # type: ignore[arg-type]
-                for p in stage.passes
-            ]
-            for stage in recipe.stages
-        },
+        "stages": {stage.name: _stage_data(stage) for stage in recipe.stages},
         "layers": {pattern: dict(settings) for pattern, settings in recipe.layers},
         "exclude": list(recipe.exclude),
         "budget": {f.name: getattr(recipe.budget, f.name) for f in fields(recipe.budget)},
     }
+
+
+def _stage_data(stage: Stage) -> Any:
+    passes = [{p.name: _settings(p)} for p in stage.passes]
+    if stage.recover is None:
+        return passes
+    return {"passes": passes, "recover": {stage.recover.name: _settings(stage.recover)}}
+
+
+def _settings(method: Any) -> dict[str, Any]:
+    return {f.name: getattr(method, f.name) for f in fields(method)}
 
 
 def recipe_from_data(data: Any, origin: str, methods: Methods) -> Recipe:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,10 +32,14 @@ def load_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
+    damaged = f"train: {path.name} is no checkpoint, or a damaged one"
+    # What torch wrote before there were such archives could only be pickled.
+    if not zipfile.is_zipfile(path):
+        raise TrainingError(damaged)
     try:
         found = torch.load(path, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        raise TrainingError(f"train: {path.name} is no checkpoint, or a damaged one") from error
+        raise TrainingError(damaged) from error
     if not isinstance(found, dict) or found.get("form") != _FORM:
         raise TrainingError(f"train: {path.name} is no checkpoint of this version")
     if found.get("run") != run:

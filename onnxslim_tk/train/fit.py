@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -49,6 +49,17 @@ class Lesson:
     best: int
     ended: str = "steps"
 
+    @classmethod
+    def of(cls, lessons: Sequence["Lesson"]) -> "Lesson":
+        """One lesson of several, steps counted on; what the last one kept is kept."""
+        looks, offset = list[Look](), 0
+        for lesson in lessons[:-1]:
+            looks += [replace(look, step=look.step + offset) for look in lesson.looks]
+            offset = looks[-1].step + 1
+        last = lessons[-1]
+        looks += [replace(look, step=look.step + offset) for look in last.looks]
+        return cls(tuple(looks), last.best + offset, last.ended)
+
     @property
     def before(self) -> Look:
         """The student as it came."""
@@ -74,16 +85,21 @@ def fit(
     metric: Metric | None = None,
     heard: Heard | None = None,
     checkpoint: Path | None = None,
+    each_step: Callable[[int, int], None] | None = None,
     each_epoch: Callable[[], None] | None = None,
+    keep: Literal["best", "last"] = "best",
 ) -> Lesson:
     """Let the student of ``objective`` learn from ``learn``, in place.
 
     The state kept is the best on ``choose``, the first one included: a student never ends worse
     than it began. Best is the lowest loss or, with a ``metric`` and labels, the best metric and
-    then the lowest loss. ``augment`` varies what is learnt from; ``checkpoint`` is a file that the
-    state is kept in at every look, and gone on from if it lies there already. The same arguments
-    and number of threads give the same weights, unless ``minutes`` end it. Raises TrainingError
-    where there is nothing to learn or to learn from.
+    then the lowest loss; with ``l1`` what is left of the absolute values, times it, adds to the
+    loss. With ``keep`` last the last state is kept, for weights that are to be cut next.
+    ``augment`` varies what is learnt from; ``checkpoint`` is a file that the state is kept in at
+    every look, and gone on from if it lies there already. ``heard`` hears of every look,
+    ``each_step`` of every step and of how many there are; ``each_epoch`` is called after each. The
+    same arguments and number of threads give the same weights, unless ``minutes`` end it. Raises
+    TrainingError where there is nothing to learn or to learn from.
     """
     if not len(learn) or not len(choose):
         raise TrainingError("train: at least one sample of each part is needed")
@@ -91,8 +107,8 @@ def fit(
         raise TrainingError(f"train: the metric {metric.name} needs labels")
     if not any(parameter.requires_grad for parameter in objective.student.parameters()):
         raise TrainingError("train: the student has no tensor that can be trained")
-    return _Fitting(objective, learn, choose, schedule, tuple(augment), metric).run(
-        heard, checkpoint, each_epoch
+    return _Fitting(objective, learn, choose, schedule, tuple(augment), metric, keep).run(
+        heard, checkpoint, each_step, each_epoch
     )
 
 
@@ -107,22 +123,26 @@ class _Fitting:
         schedule: Schedule,
         augment: Sequence[Augmentation],
         metric: Metric | None,
+        keep: str,
     ) -> None:
         self.objective, self.schedule, self.metric = objective, schedule, metric
+        self._keeps_last = keep == "last"
         self.learn = Batches(learn, objective, augment, schedule.seed)
         self.choose = Batches(choose, objective)
         self.length = schedule.length(len(learn))
         self.optimizer = Optimizer(objective, schedule)
-        self._facts = (schedule, tuple(augment), len(learn), len(choose), count())
+        self._facts = (schedule, tuple(augment), len(learn), len(choose), count(), keep)
         self._told: dict[tuple[int, ...], list[Tensors]] = {}
         self._room = _REMEMBERED
         self._module = shared(objective)
+        self._size = self.optimizer.absolute()
         self._spent = 0.0
 
     def run(
         self,
         heard: Heard | None,
         checkpoint: Path | None,
+        each_step: Callable[[int, int], None] | None,
         each_epoch: Callable[[], None] | None,
     ) -> Lesson:
         """The whole loop."""
@@ -145,6 +165,8 @@ class _Fitting:
                 ended = "diverged"
                 break
             step = self.optimizer.steps
+            if each_step is not None:
+                each_step(step, self.length)
             if each_epoch is not None and step % epoch == 0:
                 each_epoch()
             due = step % self.schedule.every == 0 or step == self.length
@@ -233,6 +255,8 @@ class _Fitting:
             every = {row: value for _, part in shares for row, value in part.items()}
             ordered = [every[row] for row in range(size)]
             metric = float(self.metric(ordered, self.choose.samples.labels))
+        if self.schedule.l1 and self._size:
+            mean += self.schedule.l1 * self.optimizer.absolute() / self._size
         return Look(step, mean if isfinite(mean) else inf, metric)
 
     def _remembered(self, batch: Batch) -> list[Tensors]:
@@ -247,6 +271,8 @@ class _Fitting:
         return told
 
     def _is_better(self, look: Look, others: Sequence[Look]) -> bool:
+        if self._keeps_last and look.loss < inf:
+            return True
         return all(self._rank(look) > self._rank(other) for other in others)
 
     def _rank(self, look: Look) -> tuple[float, float]:

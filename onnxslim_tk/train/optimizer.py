@@ -26,7 +26,9 @@ class Optimizer:
         ]
         self._adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=schedule.rate)
         self._shrunk = shrinkable(objective.student) if schedule.l1 else []
-        self.averages: list[Tensor] = self.current()
+        loose = [weight for weight in objective.student.weights if weight.shadow is not None]
+        self._codes: list[Tensor] = [weight.codes for weight in loose]
+        self.averages: list[Tensor] = [p.detach().clone() for p in self.parameters]
         self.steps = 0
 
     def forget(self) -> None:
@@ -57,22 +59,28 @@ class Optimizer:
         return True
 
     def current(self) -> list[Tensor]:
-        """A copy of the parameters."""
-        return [parameter.detach().clone() for parameter in self.parameters]
+        """A copy of the parameters, and of codes that change."""
+        return [value.detach().clone() for value in (*self.parameters, *self._codes)]
 
     def averaged(self) -> list[Tensor]:
-        """A copy of the averages; what was shrunk to zero by now is zero."""
+        """As :meth:`current`, of the averages; what was shrunk to zero by now is zero."""
         shrunk = {id(parameter) for parameter in self._shrunk}
-        return [
+        found = [
             average * (parameter.detach() != 0) if id(parameter) in shrunk else average.clone()
             for average, parameter in zip(self.averages, self.parameters, strict=True)
         ]
+        return [*found, *(codes.clone() for codes in self._codes)]
 
     def put(self, values: Sequence[Tensor]) -> None:
         """Set the parameters."""
         with torch.no_grad():
-            for value, parameter in zip(values, self.parameters, strict=True):
-                parameter.copy_(value)
+            for value, place in zip(values, (*self.parameters, *self._codes), strict=True):
+                place.copy_(value)
+
+    def absolute(self) -> float:
+        """The sum of absolute values of what is shrunk."""
+        with torch.no_grad():
+            return sum(float(parameter.abs().sum()) for parameter in self._shrunk)
 
     def state(self) -> dict[str, Any]:
         """All of it as tensors and numbers."""
@@ -99,6 +107,5 @@ def shrinkable(student: GraphModule) -> list[nn.Parameter]:
 def _shrinkable(student: GraphModule) -> Iterator[nn.Parameter]:
     for weight in student.weights:
         value = weight.value
-        plain = weight.codes is None and weight.ends is None and weight.whole is None
-        if value.dim() > 1 and plain:
+        if value.dim() > 1 and weight.codes is None and weight.ends is None:
             yield value

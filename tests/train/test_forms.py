@@ -71,7 +71,7 @@ def test_a_form_runs_learns_and_stays_what_it_is(form: str, images: Array, tmp_p
     path = written(form, images, tmp_path)
     feed = {"image": images[64:128]}
     model = load(path)
-    module = GraphModule(model)
+    module = GraphModule(model, scales=True)
     assert not module.without_rule
     # Where activations are rounded, a value that lies on an edge may go either way.
     near = 0.02 if form in ROUNDED else 1e-5
