@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -38,12 +38,18 @@ def _schedule(school: School, steps: int, rate: float = 1e-3, **more: Any) -> Sc
 
 
 def _tuned(
-    school: School, source: Path, name: str, steps: int, rate: float = 1e-3, **more: Any
+    school: School,
+    source: Path,
+    name: str,
+    steps: int,
+    rate: float = 1e-3,
+    keep: Literal["best", "last"] = "best",
+    **more: Any,
 ) -> Path:
     """``source``, trained on labels, as a file."""
     path = school.folder / f"{name}.onnx"
     model = load(source)
-    module = GraphModule(model)
+    module = GraphModule(model, scales=True)
     learn, choose, _ = school.parts
     finetune(
         module,
@@ -52,6 +58,7 @@ def _tuned(
         choose.samples(0),
         _schedule(school, steps, rate, **more),
         augment=_VARIED,
+        keep=keep,
     )
     write_back(module, model)
     save(model, path)
@@ -123,6 +130,8 @@ def _both_teachers(school: School) -> dict[str, float]:
 
 # Zeros
 
+_L1: Final = 0.03
+
 
 def _sparse(school: School, source: Path, name: str) -> Path:
     # Plain magnitudes, all layers alike, without a refit: what training alone makes of them.
@@ -141,16 +150,13 @@ def _magnitude(school: School) -> dict[str, float]:
 def _induced(school: School) -> dict[str, float]:
     """Half of the steps shrink weights to zero, the other half trains what is left."""
     tidy = school.compressed(school.teacher(), "tidy", f"{{{_TIDY}}}")
-    shrunk = _tuned(school, tidy, "shrunk", _LARGE // 2, average=0.0, l1=L1)
+    shrunk = _tuned(school, tidy, "shrunk", _LARGE // 2, keep="last", average=0.0, l1=_L1)
     pruned = _sparse(school, shrunk, "induced")
     return {
         "shrunk": _zeros(shrunk),
         "before": school.accuracy(pruned),
         **_of_zeros(school, _tuned(school, pruned, "induced-tuned", _LARGE // 2)),
     }
-
-
-L1: Final = 0.03
 
 
 def _of_zeros(school: School, path: Path) -> dict[str, float]:
@@ -167,7 +173,7 @@ def _zeros(path: Path) -> float:
 
 # Channels
 
-_STAY: Final = 0.25
+_STAY: Final = 0.6
 
 
 def _cut(school: School, source: Path, name: str, share: float) -> Path:
@@ -176,7 +182,7 @@ def _cut(school: School, source: Path, name: str, share: float) -> Path:
 
 
 def _channels(school: School, rounds: int) -> dict[str, float]:
-    """Cut to a quarter of the MACs in so many rounds; all rounds train for the same time.
+    """Cut to six tenths of the MACs in so many rounds; all rounds train for the same time.
 
     Time is counted in multiply-accumulates of training, so that no clock decides.
     """
