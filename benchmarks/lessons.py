@@ -130,7 +130,7 @@ def _both_teachers(school: School) -> dict[str, float]:
 
 # Zeros
 
-_L1: Final = 0.03
+_L1: Final = 0.5
 
 
 def _sparse(school: School, source: Path, name: str) -> Path:
