@@ -130,7 +130,7 @@ def _parameters(module: GraphModule) -> Iterator[tuple[str, torch.nn.Parameter]]
 
 def _rounds(module: GraphModule) -> bool:
     """Whether the graph rounds: then a gradient is not that of what it computes."""
-    kinds = {step.node.kind.rpartition(":")[2] for step in module._program.makers.values()}
+    kinds = {step.node.kind.rpartition(":")[2] for step in module.program.makers.values()}
     coded = any(weight.ends is not None or weight.narrow for weight in module.weights)
     return coded or bool(kinds & {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv"})
 

@@ -1,5 +1,10 @@
 """Nets in PyTorch that benchmarks train and export."""
 
+import io
+from collections.abc import Sequence
+from itertools import pairwise
+
+import onnx
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -29,9 +34,9 @@ class _Block(nn.Module):
 class SmallResNet(nn.Module):
     """Four stages of two blocks as in ResNet-18, ``width`` channels in the first."""
 
-    def __init__(self, width: int, classes: int, inputs: int = 3) -> None:
+    def __init__(self, width: int, classes: int, inputs: int = 3, stride: int = 1) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(inputs, width, 3, 1, 1, bias=False)
+        self.stem = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
         self.stem_norm = nn.BatchNorm2d(width)
         stages, before = [], width
         for stage in range(4):
@@ -45,6 +50,23 @@ class SmallResNet(nn.Module):
         """Maps images ``(n, inputs, h, w)`` to scores ``(n, classes)``."""
         y = self.stages(F.relu(self.stem_norm(self.stem(x))))
         return self.head(y.mean((2, 3)))
+
+
+class TinyNet(nn.Module):
+    """Three strided convolutions and a head for each task, for images of 28 x 28 pixels."""
+
+    def __init__(self, tasks: Sequence[int], inputs: int = 1, width: int = 4) -> None:
+        super().__init__()
+        widths = (inputs, width, 2 * width, 4 * width)
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in pairwise(widths))
+        self.heads = nn.ModuleList(nn.Linear(64 * width, classes) for classes in tasks)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Maps images ``(n, inputs, h, w)`` to scores ``(n, classes)``, one a task."""
+        for layer in self.layers:
+            x = F.relu(layer(x))
+        x = x.flatten(1)
+        return tuple(head(x) for head in self.heads)
 
 
 class _Layer(nn.Module):
@@ -81,3 +103,23 @@ class MiniTransformer(nn.Module):
         """Maps ids ``(n, length)`` to vectors ``(n, length, width)``."""
         places = torch.arange(ids.shape[1])
         return self.layers(self.norm(self.words(ids) + self.places(places)))
+
+
+def exported(
+    net: nn.Module, batch: torch.Tensor, outputs: Sequence[str] = ("y",)
+) -> onnx.ModelProto:
+    """The net as ONNX, with a free first axis, ``x`` to ``outputs``, nothing folded."""
+    buffer = io.BytesIO()
+    torch.onnx.export(
+        net,
+        (batch,),
+        buffer,
+        dynamo=False,
+        training=torch.onnx.TrainingMode.PRESERVE,
+        do_constant_folding=False,
+        opset_version=17,
+        input_names=["x"],
+        output_names=list(outputs),
+        dynamic_axes={name: {0: "n"} for name in ("x", *outputs)},
+    )
+    return onnx.load_model_from_string(buffer.getvalue())

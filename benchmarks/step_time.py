@@ -1,15 +1,13 @@
 """A step of training in PyTorch, and the same one of the exported graph."""
 
-import io
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
-from typing import Any, Final
+from typing import Final
 
-import onnx
 import torch
 
-from benchmarks.nets import MiniTransformer, SmallResNet
+from benchmarks.nets import MiniTransformer, SmallResNet, exported
 from onnxslim_tk.graph.model import from_proto
 from onnxslim_tk.train.module import GraphModule
 
@@ -57,21 +55,3 @@ def step_ratio(name: str, rounds: int = _ROUNDS) -> tuple[str, str, str]:
     plain, ours = (median(timed) * 1e3 for timed in times)
     ratio = median(b / a for a, b in zip(*times, strict=True))
     return f"{plain:.0f}", f"{ours:.0f}", f"{ratio:.2f}"
-
-
-def exported(net: torch.nn.Module, batch: Any) -> onnx.ModelProto:
-    """The net as ONNX, with a free first axis, ``x`` to ``y``, nothing folded."""
-    buffer = io.BytesIO()
-    torch.onnx.export(
-        net,
-        (batch,),
-        buffer,
-        dynamo=False,
-        training=torch.onnx.TrainingMode.PRESERVE,
-        do_constant_folding=False,
-        opset_version=17,
-        input_names=["x"],
-        output_names=["y"],
-        dynamic_axes={"x": {0: "n"}, "y": {0: "n"}},
-    )
-    return onnx.load_model_from_string(buffer.getvalue())

@@ -51,9 +51,10 @@ class GraphModule(nn.Module):
                 else:
                     self.weights.append(Weight(constant, role.is_matrix, role.unit, role.zero))
         for key, tie in self.ties.items():
-            scale = self.ties.get(roles[key].scale)
-            if scale is not None:
-                self.weights[tie.weight].follow(self.weights[scale.weight])
+            names = roles[key].factors or (roles[key].scale,)
+            followed = [self.weights[self.ties[n].weight] for n in names if n in self.ties]
+            if followed:
+                self.weights[tie.weight].follow(*followed)
         self._fixed: dict[str, Value] = {}
         self._buffer_names: dict[str, str] = {}
         for number, (key, constant) in enumerate(program.constants.items()):

@@ -1,5 +1,6 @@
 """A tensor of the file as a parameter, in the form that it is stored in."""
 
+from math import inf, log2
 from typing import Any, Final
 
 import numpy as np
@@ -23,6 +24,8 @@ _MOST_INTEGERS: Final = 64
 _WIDTHS: Final = (8, 4, 2)
 _USES: Final = 4
 """How often an entry of a codebook must be used on average: by chance, no value comes twice."""
+_FEWER: Final = 0.8
+"""Share of the bits of single values that codes of rows must keep to."""
 _ROWS: Final = 1 << 16
 """Rows that are held against a codebook at once."""
 _PRUNED: Final = 0.5
@@ -153,18 +156,20 @@ def _codebook(stored: Array, is_integer: bool) -> Alphabet | None:
         return None
     facts = inspect(np.ascontiguousarray(stored))
     single = facts.alphabet
-    most = _MOST_INTEGERS if is_integer else _MOST_ENTRIES
-    if single is not None and 1 < len(single.entries) <= most:
-        if len(single.entries) * _USES > single.size:
-            return None
-        values = np.sort(single.entries.reshape(-1).astype(np.float64))
-        # Whole numbers without a gap are a grid that one rounds to.
-        return None if is_integer and bool((np.diff(values) == 1).all()) else single
-    for width in () if is_integer else _WIDTHS:
-        rows = facts.rows(width, lambda count, size: count <= _MOST_ENTRIES)
-        if rows is not None and len(rows.entries) > 1 and _USES * len(rows.entries) <= rows.size:
+    count = len(single.entries) if single is not None else inf
+    for width in _WIDTHS:
+        rows = facts.rows(width, lambda found, size: found <= _MOST_ENTRIES)
+        if rows is None or len(rows.entries) < 2 or _USES * len(rows.entries) > rows.size:
+            continue
+        # Single values in any order make up rows too, but as many bits of them.
+        if log2(len(rows.entries)) < _FEWER * width * log2(count):
             return rows
-    return None
+    most = _MOST_INTEGERS if is_integer else _MOST_ENTRIES
+    if single is None or not 1 < count <= most or count * _USES > single.size:
+        return None
+    values = np.sort(single.entries.reshape(-1).astype(np.float64))
+    # Whole numbers without a gap are a grid that one rounds to.
+    return None if is_integer and bool((np.diff(values) == 1).all()) else single
 
 
 def _first_places(codes: Array, count: int) -> Array:

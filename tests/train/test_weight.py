@@ -145,3 +145,18 @@ def test_codes_follow_the_shadow_of_single_values() -> None:
     expected = stored.copy()
     expected[0, :2] = 2.0, -1.0
     np.testing.assert_array_equal(weight.stored(), expected)
+
+
+def test_few_rows_of_integers_are_a_codebook_and_a_narrow_grid_is_none() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.integers(-127, 128, (32, 2)).astype(np.int8)
+    values = rows[rng.integers(0, 32, (64, 16))].reshape(64, 32)
+    weight = Weight(constant(values), True, np.full((64, 1), 0.01))
+    assert weight.value.shape == (32, 2)
+    np.testing.assert_array_equal(weight.stored(), values)
+    with torch.no_grad():
+        weight.value.mul_(0.7)
+    assert len(np.unique(weight.stored().reshape(-1, 2), axis=0)) <= 32
+    for most in (1, 3, 7):
+        grid = rng.integers(-most, most + 1, (64, 32)).astype(np.int8)
+        assert Weight(constant(grid), True, np.full(1, 0.1)).codes is None
