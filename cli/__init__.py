@@ -7,11 +7,14 @@ import typer
 from .apply import apply
 from .console import foreign_namesake, warn
 from .demo import demo
+from .distill import distill
+from .finetune import finetune
 from .inspect import inspect
 from .optimize import optimize
 from .pack import pack
 from .plan import plan
 from .spread import spread
+from .student import student
 from .validate import validate
 from .verbs import Verbs
 from .version import show_version, version
@@ -43,5 +46,8 @@ def onnxslim(
         )
 
 
-for _command in (optimize, plan, apply, validate, inspect, pack, demo, version):
+for _command in (
+    *(optimize, plan, apply, validate, student, distill, finetune),
+    *(inspect, pack, demo, version),
+):
     app.command()(spread(_command))

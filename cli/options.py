@@ -67,6 +67,7 @@ class Judging:
             _SAMPLES,
             "--calibration",
             "--samples",
+            "--data",
             metavar="PATH",
             help="An .npz file, a folder of .npz files, or a folder of images.",
         ),
@@ -126,7 +127,7 @@ class Judging:
     ] = None
     max_macs: Annotated[
         str | None,
-        _option(_BUDGET, metavar="70%", help="Most multiply-accumulates, by pruning channels."),
+        _option(_BUDGET, metavar="70%", help="Most multiply-accumulates, by structure."),
     ] = None
     max_latency: Annotated[
         str | None,

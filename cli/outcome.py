@@ -66,6 +66,8 @@ def headline(summary: Summary) -> str:
         "broken": "[bold red]the budget does not hold[/]",
         "not judged": "[bold yellow]not judged[/]",
     }[summary.verdict]
+    if summary.training is not None and summary.verdict == "not judged":
+        verdict = f"step {summary.training.best} is kept"
     return f"{'; '.join(parts)}: {verdict}"
 
 

@@ -20,6 +20,9 @@ _PATIENCE: Final = 2.0
 """Seconds that a run may take without showing anything on a terminal."""
 _PATIENCE_OF_LOGS: Final = 10.0
 
+_NEWS: Final = " | "
+"""What stands between a step's name and news of it, which don't begin another step."""
+
 
 class Steps:
     """Shows a run's present step on stderr, once the run has taken two seconds.
@@ -84,7 +87,10 @@ class Steps:
             return
         # Of one thing to do there is no share to show.
         share = total if total > 1 else None
-        if step != self._step:
+        if step != self._step and step.partition(_NEWS)[0] == self._step.partition(_NEWS)[0]:
+            self._step = step
+            self._bar.update(self._task, description=visible(step), completed=done, total=share)
+        elif step != self._step:
             self._step = step
             self._bar.reset(self._task, description=visible(step), total=share, completed=done)
         else:

@@ -10,7 +10,8 @@ from onnxslim_tk.plan.budget import Check
 from onnxslim_tk.plan.plan import Plan
 from onnxslim_tk.report.floats import Floating
 from onnxslim_tk.report.integers import Integers
-from onnxslim_tk.report.summary import Done, Figure, Packing, Refused, Summary
+from onnxslim_tk.report.outcome import Learned
+from onnxslim_tk.report.summary import Done, Figure, Packing, Refused, Summary, milestones
 
 from .console import out, shown
 from .figures import NOTHING, count, decibels, ratio, real, share, some
@@ -32,6 +33,8 @@ def summary_tables(summary: Summary, kinds: Mapping[str, OutputKind]) -> Iterato
         yield outputs_table(summary.outputs, kinds)
     if summary.drop is not None:
         yield metric_table(summary)
+    if summary.training is not None:
+        yield from training_tables(summary.training)
     if summary.checks:
         yield checks_table(summary.checks)
     if summary.worst_layers:
@@ -91,6 +94,26 @@ def metric_table(summary: Summary) -> Table:
             count(drop.samples),
         )
     return table
+
+
+def training_tables(training: Learned) -> Iterator[Table]:
+    """How training went on the samples for choosing, and what the model was before it."""
+    table = _table(f"Training, ended by {training.ended}", "state", "step>", "loss>", "metric>")
+    for name, look in milestones(training):
+        metric = NOTHING if look.metric is None else real(look.metric)
+        table.add_row(name, count(look.step), real(look.loss), metric)
+    yield table
+    before = training.before
+    if before is None:
+        return
+    columns = ("output", "SQNR dB>", "cosine>", "top-1>", "sequences>", "metric>")
+    table = _table("As it came, beside the teacher", *columns)
+    for number, output in enumerate(before.outputs):
+        figures = share(output.cosine), share(output.top1_agreement)
+        metric = real(before.drop.result) if before.drop is not None and not number else NOTHING
+        cells = *figures, share(output.sequence_agreement), metric
+        table.add_row(shown(output.name), decibels(output.sqnr_db), *cells)
+    yield table
 
 
 def checks_table(checks: Sequence[Check]) -> Table:

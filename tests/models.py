@@ -192,6 +192,33 @@ def depthwise_cnn(seed: int = 0) -> onnx.ModelProto:
     return model_of(text, constants)
 
 
+def mobile_cnn(seed: int = 0) -> onnx.ModelProto:
+    """``x (N, 3, 16, 16)`` to ``y (N, 10)``: Conv, HardSwish, a depthwise 5x5, a 1x1, a Gemm."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    mobile_cnn (float[N, 3, 16, 16] x) => (float[N, 10] y) {
+        c1 = Conv<pads=[1, 1, 1, 1]>(x, w1, b1)
+        h1 = HardSwish(c1)
+        c2 = Conv<pads=[2, 2, 2, 2], group=16, strides=[2, 2]>(h1, w2, b2)
+        r2 = Relu(c2)
+        c3 = Conv(r2, w3, b3)
+        r3 = Relu(c3)
+        p = GlobalAveragePool(r3)
+        f = Flatten(p)
+        y = Gemm<transB=1>(f, w4, b4)
+    }"""
+    constants = {
+        "w1": normal(seed, 16, 3, 3, 3, scale=0.2),
+        "b1": normal(seed + 1, 16),
+        "w2": normal(seed + 2, 16, 1, 5, 5, scale=0.2),
+        "b2": normal(seed + 3, 16),
+        "w3": normal(seed + 4, 32, 16, 1, 1, scale=0.3),
+        "b3": normal(seed + 5, 32),
+        "w4": normal(seed + 6, 10, 32, scale=0.2),
+        "b4": normal(seed + 7, 10),
+    }
+    return model_of(text, constants)
+
+
 def opset_of(model: Model) -> int:
     """The standard operator set that the model's file would name."""
     return next(o.version for o in to_proto(model).opset_import if o.domain == "")

@@ -14,9 +14,9 @@ LEFT_OF: dict[str, str] = {
     "measure": "errors kernels graph",
     "packing": "errors kernels graph",
     "plan": "errors kernels graph measure packing writing",
-    "passes": "errors kernels graph measure packing plan recover",
+    "passes": "errors kernels graph measure packing plan recover train",
     "recover": "errors kernels graph measure packing plan",
-    "train": "errors kernels graph measure packing",
+    "train": "errors kernels graph measure packing plan writing",
     "report": "errors kernels graph measure packing plan version writing",
     "pipeline": "errors kernels graph measure packing plan passes recover report train version "
     "writing",

@@ -1,4 +1,4 @@
-"""What every method promises, alone and with every other one after it."""
+"""What every method promises, alone, with every other one after it, and in threes."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -19,10 +19,12 @@ from onnxslim_tk.measure.observe import observe
 from onnxslim_tk.measure.runtime import Feed, Session
 from onnxslim_tk.packing import pack
 from onnxslim_tk.passes import PASSES
+from onnxslim_tk.passes.blocks import Blocks
 from onnxslim_tk.passes.channels import Channels
 from onnxslim_tk.passes.dynamic_int8 import DynamicInt8
 from onnxslim_tk.passes.factorize import Factorize
 from onnxslim_tk.passes.fuse import Fuse
+from onnxslim_tk.passes.operators import Operators
 from onnxslim_tk.passes.quantize import Quantize
 from onnxslim_tk.passes.share import Share
 from onnxslim_tk.passes.sparsify import Sparsify
@@ -36,6 +38,7 @@ from tests.models import (
     chain_cnn,
     digest,
     mlp,
+    mobile_cnn,
     model_of,
     normal,
     opened,
@@ -49,9 +52,15 @@ MODELS: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[int, ...]]] = {
     "chain_cnn": (chain_cnn, (3, 16, 16)),
     "residual_cnn": (residual_cnn, (3, 16, 16)),
     "mlp": (mlp, (32,)),
+    "mobile_cnn": (mobile_cnn, (3, 16, 16)),
 }
 ALONE = [(name,) for name in PASSES]
 PAIRS = list(combinations(PASSES, 2))
+TRIPLES = [
+    ("channels", "sparsify", "quantize"),
+    ("factorize", "share", "quantize"),
+    ("blocks", "channels", "share"),
+]
 # A step that small layers reach, and settings that find something in small models.
 FINE = replace(ONNXRUNTIME_CPU, channel_step=4)
 # Two thin layers of a small model are no faster where every node takes a start.
@@ -63,6 +72,8 @@ SETTINGS: dict[str, tuple[Any, str]] = {
     "fuse": (Fuse(), "chain_cnn"),
     "factorize": (SPLIT, "mlp"),
     "channels": (Channels(), "residual_cnn"),
+    "blocks": (Blocks(max_error=10.0), "residual_cnn"),
+    "operators": (Operators(max_error=10.0), "mobile_cnn"),
     "sparsify": (Sparsify(), "mlp"),
     "sparsify by one threshold": (Sparsify(scope="global"), "mlp"),
     "share": (Share(), "mlp"),
@@ -131,7 +142,7 @@ def packed_size(proto: onnx.ModelProto) -> int:
 
 
 @pytest.mark.parametrize("model_name", MODELS)
-@pytest.mark.parametrize("names", [*ALONE, *PAIRS], ids="+".join)
+@pytest.mark.parametrize("names", [*ALONE, *PAIRS, *TRIPLES], ids="+".join)
 def test_methods_keep_what_every_model_must_keep(names: tuple[str, ...], model_name: str) -> None:
     before = original(model_name)
     model, done = first_run(names, model_name)

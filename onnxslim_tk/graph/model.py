@@ -91,6 +91,11 @@ class Model:
         twin.counter = self.counter
         return twin
 
+    def become(self, twin: "Model") -> None:
+        """Take on what was made of a copy, which must not be used any more."""
+        for name in ("graph", "notes", "origins", "taken", "counter"):
+            setattr(self, name, getattr(twin, name))
+
 
 def from_proto(
     proto: onnx.ModelProto, source: bytes | Stored, weights: Weights | None = None

@@ -100,10 +100,10 @@ def read_samples(
     return samples.take(np.random.default_rng(seed).integers(edges[:-1], edges[1:]))
 
 
-def split(samples: Samples, seed: int) -> Split:
-    """About a half to calibrate, a quarter to choose, a quarter to judge; drawn by ``seed``.
+def split(samples: Samples, seed: int, parts: int = 4) -> Split:
+    """One of so many ``parts`` to choose, one to judge, the rest to calibrate; drawn by ``seed``.
 
-    The parts are disjoint; one or two samples have to serve as all three. Raises
+    They are disjoint; one or two samples have to serve as all three. Raises
     CalibrationError when there are none.
     """
     count = len(samples)
@@ -112,10 +112,10 @@ def split(samples: Samples, seed: int) -> Split:
     if count < 3:
         return Split(samples, samples, samples, overlaps=True)
     order = np.random.default_rng(seed).permutation(count)
-    quarter = max(1, count // 4)
+    part = max(1, count // parts)
     # Sorted, so that neighbours on disk are read as neighbours.
     choose, judge, calibrate = (
-        samples.take(np.sort(part)) for part in np.split(order, [quarter, 2 * quarter])
+        samples.take(np.sort(some)) for some in np.split(order, [part, 2 * part])
     )
     return Split(calibrate, choose, judge)
 

@@ -18,12 +18,13 @@ from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.plan.allocation import Figures, Ladder, allocate
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal, matches
 from onnxslim_tk.recover.choices import Choice, kept_count, rows_left, staying, step_of
-from onnxslim_tk.recover.narrowing import Loss, columns_on, refit, refit_in_order
+from onnxslim_tk.recover.in_order import comparable, refit_in_order
+from onnxslim_tk.recover.narrowing import Loss, columns_on, refit
 from onnxslim_tk.recover.savings import rows_of
 
 Indices = NDArray[np.int64]
 _PROBED = 12
-_IMPORTANCE = ("obs", "energy", "l1", "l2", "random")
+_IMPORTANCE = ("obs", "energy", "taylor", "l1", "l2", "random")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +35,11 @@ class Channels:
     ``latency`` or ``parameters``, shares of the model's that may stay, each group keeps what makes
     the least error at the outputs, and ``keep`` is the least of any. ``importance`` says which
     channels stay: those whose loss the others can't make up for (``obs``; Hassibi and Stork,
-    1993), that bring most energy to what reads them (``energy``), whose makers' weights are
-    largest (``l1``, ``l2``; Li et al., 2017), or any (``random``). Of attention whole ``heads``
-    go, or places of the values in all of them (``size``). With samples the reading layers are
-    refitted, at last one after the other unless ``sequential`` is off.
+    1993), that bring most energy to what reads them (``energy``), whose loss changes the outputs
+    most by gradients (``taylor``; Molchanov et al., 2019), whose makers' weights are largest
+    (``l1``, ``l2``; Li et al., 2017), or any (``random``). Of attention whole ``heads`` go, or
+    places of the values in all of them (``size``). With samples the reading layers are refitted, at
+    last one after the other unless ``sequential`` is off.
     """
 
     name: ClassVar[str] = "channels"
@@ -45,7 +47,7 @@ class Channels:
     observes: ClassVar[frozenset[Observable]] = frozenset({"covariance"})
 
     keep: float = 0.5
-    importance: Literal["obs", "energy", "l1", "l2", "random"] = "obs"
+    importance: Literal["obs", "energy", "taylor", "l1", "l2", "random"] = "obs"
     macs: float | None = None
     latency: float | None = None
     parameters: float | None = None
@@ -59,7 +61,7 @@ class Channels:
                 raise RecipeError(f"channels: {name} must be in (0, 1], got {share}")
         if self.importance not in _IMPORTANCE:
             raise RecipeError(
-                f"channels: importance must be obs, energy, l1, l2 or random, "
+                f"channels: importance must be obs, energy, taylor, l1, l2 or random, "
                 f"got {self.importance!r}"
             )
         if self.attention not in ("heads", "size"):
@@ -67,7 +69,7 @@ class Channels:
 
     def propose(self, model: Model, context: Context) -> Iterator[Proposal | Refusal]:
         """One row a group with the share asked for, then up to three milder ones."""
-        choices: list[Choice] = []
+        suited: list[tuple[Group, Channels]] = []
         for found in channel_groups(model, context.shapes, self.attention):
             tuned = _tuned(self, model, found, context)
             if tuned is None:
@@ -77,7 +79,12 @@ class Channels:
                 targets = found.id if isinstance(found, Barrier) else _makers(found)
                 yield from (Refusal(target, self.name, reason) for target in targets)
             else:
-                choices.append(Choice.of(found, tuned.name, tuned.keep, tuned.importance, context))
+                suited.append((found, tuned))
+        scores = _sensitivities(model, suited, context)
+        choices = [
+            Choice.of(group, self.name, t.keep, t.importance, context, scores.get(group.id))
+            for group, t in suited
+        ]
         asked = [choice.least for choice in choices]
         limits = {name: getattr(self, name) for name in ("macs", "latency", "parameters")}
         given = {name: share for name, share in limits.items() if share is not None}
@@ -87,13 +94,15 @@ class Channels:
         yield from rows_of(model, choices, asked, context)
 
     def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
-        """Refit the layers that lose inputs, cut, and refit them again in what came of it."""
+        """Cut, and refit the layers that lose inputs and those behind them, one after the other.
+
+        Where that can't be done, or brings nothing, the layers that lose inputs are refitted
+        before the cut, each on what it read so far.
+        """
         groups = _groups(self, model, context)
         wanted = {tuple(row.details["group"]): row.details["kept"] for row in chosen}
         kept = {key: _checked(key, groups.get(key), given) for key, given in wanted.items()}
-        outputs, feeds = output_names(model), context.feeds
-        again = self.sequential and context.statistics is not None and len(feeds) > 1
-        original = (context.reference or model).copy() if again else None
+        outputs = output_names(model)
         stays = staying([(groups[key], indices) for key, indices in kept.items()])
         losses = {
             part.layer.id: Loss(part.layer, columns_on(part.layer, stays[part.layer.id][part.axis]))
@@ -101,22 +110,50 @@ class Channels:
             for part in groups[key].touched
             if part.role == "consumes"
         }
+        if self.sequential and context.statistics is not None and len(context.feeds) > 1:
+            rows = {
+                layer.id: rows_left(layer, stays[layer.id])
+                for key in kept
+                for layer in groups[key].layers
+            }
+            original = comparable(context.reference, model).copy()
+            twin = model.copy()
+            _cut(self, twin, kept, context)
+            if refit_in_order(
+                twin, original, frozenset(losses), rows, context.feeds, outputs, context.seed
+            ):
+                model.become(twin)
+                return
         refit(model, list(losses.values()), context.statistics, outputs)
-        rows = {
-            layer.id: rows_left(layer, stays[layer.id])
-            for key in kept
-            for layer in groups[key].layers
-        }
         # A refit may have brought biases that are to be cut as well.
-        groups = _groups(self, model, context)
-        cut_channels(model, [(groups[key], indices) for key, indices in kept.items()])
-        if original is not None:
-            refit_in_order(model, original, frozenset(losses), rows, feeds, outputs, context.seed)
+        _cut(self, model, kept, context)
+
+
+def _cut(
+    method: Channels, model: Model, kept: Mapping[tuple[str, ...], Indices], context: Context
+) -> None:
+    groups = _groups(method, model, context)
+    cut_channels(model, [(groups[key], indices) for key, indices in kept.items()])
 
 
 def _groups(method: Channels, model: Model, context: Context) -> dict[tuple[str, ...], Group]:
     found = channel_groups(model, context.shapes, method.attention)
     return {group.id: group for group in found if isinstance(group, Group)}
+
+
+def _sensitivities(
+    model: Model, suited: Sequence[tuple[Group, Channels]], context: Context
+) -> dict[tuple[str, ...], NDArray[np.float64]]:
+    """Scores by gradients, for the groups that ask for them."""
+    wanted = [group for group, tuned in suited if tuned.importance == "taylor"]
+    if not wanted:
+        return {}
+    if not context.feeds:
+        raise RecipeError("channels: importance taylor needs samples, none are given")
+    # It takes PyTorch, which nothing else here does.
+    from onnxslim_tk.train.sensitivity import taylor
+
+    return taylor(model, wanted, context.feeds, context.seed)
 
 
 def _makers(group: Group) -> tuple[str, ...]:

@@ -42,9 +42,10 @@ class Factorize:
     least error is taken: ``channel`` (of a convolution k x k to few channels, then 1 x 1; Zhang et
     al., 2015; of a matrix its SVD), ``spatial`` (k x 1, then 1 x k; Jaderberg et al., 2014),
     ``tucker`` (1 x 1, k x k between few channels, 1 x 1; Kim et al., 2016), ``cp`` (1 x 1,
-    depthwise k x k, 1 x 1; Lebedev et al., 2015), ``blocks`` (a convolution in groups), and
-    ``kronecker``, ``toeplitz``, ``hankel`` and ``circulant`` matrices. With samples each is best
-    for the inputs that the layer sees. A layer that would miss more than ``max_error`` of its
+    depthwise k x k, 1 x 1; Lebedev et al., 2015), ``separable`` (depthwise k x k, then 1 x 1;
+    Howard et al., 2017), ``blocks`` (a convolution in groups), and ``kronecker``, ``toeplitz``,
+    ``hankel`` and ``circulant`` matrices. With samples each is best for the inputs that the layer
+    sees. A layer that would miss more than ``max_error`` of its
     output (the relative squared error) is left whole.
 
     A form has to be faster by the target's table; with ``pays`` ``bytes`` one that isn't is stored

@@ -34,7 +34,7 @@ _ALREADY = "quantized already"
 _SHARED = "the weight is shared with another node"
 _OPSET = 13
 _SMALLEST = 64
-_MOST_BITS = 8
+_FEWEST_BITS, _MOST_BITS = 2, 8
 # Multiply-accumulates from which a Pad of the input costs less than odd channels do.
 _WORTH_WIDENING = 100_000
 # Bytes of the nodes and small constants that a quantized layer brings along.
@@ -72,8 +72,8 @@ class Quantize:
     only_faster: bool = True
 
     def __post_init__(self) -> None:
-        if self.weight_bits not in (_MOST_BITS - 1, _MOST_BITS):
-            raise RecipeError(f"quantize: weight bits must be 7 or 8, got {self.weight_bits}")
+        if not _FEWEST_BITS <= self.weight_bits <= _MOST_BITS:
+            raise RecipeError(f"quantize: weight bits must be 2 to 8, got {self.weight_bits}")
         if self.ranges not in ("auto", *METHODS):
             known = ", ".join(METHODS)
             raise RecipeError(f"quantize: ranges must be auto, {known}, got {self.ranges!r}")

@@ -143,6 +143,7 @@ class Workshop:
             Threads(self.options.jobs),
             self.options.cache,
             self._origin,
+            self.parts.choose if self.parts else None,
         )
         model, stages = carry_out(self.model, setting, choose, self._memory)
         origin = provenance(self.model, VERSION, self.options.seed, recipe_data(self.recipe))
@@ -243,14 +244,14 @@ class Workshop:
         if found is not None:
             checks += verdict(found.outputs, found.drop, self.budget, found.samples)
         for figure, limit in self.budget.shares().items():
-            before, after = self._total(self.model, figure), self._total(attempt.model, figure)
+            before, after = self.total(self.model, figure), self.total(attempt.model, figure)
             checks.append(share_check(figure, after / before if before else 0.0, limit))
         most = self.budget.most_bytes(len(self.data))
         if most is not None:
             checks.append(size_check(len(attempt.data), most))
         return tuple(checks)
 
-    def _total(self, model: Model, figure: str) -> float:
+    def total(self, model: Model, figure: str) -> float:
         """A figure of all layers of the original or of a result."""
         shapes = observed_shapes(model, self.feed) if self.feed is not None else {}
         found = list(layers(model))

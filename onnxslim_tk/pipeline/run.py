@@ -1,5 +1,6 @@
 """The verbs: optimize, plan, apply and validate, each the way of the data on one screen."""
 
+import importlib
 import time
 from collections.abc import Collection
 from dataclasses import replace
@@ -27,7 +28,7 @@ from onnxslim_tk.pipeline.options import Options, PathLike
 from onnxslim_tk.pipeline.search import Search
 from onnxslim_tk.pipeline.stages import following
 from onnxslim_tk.plan.plan import Plan, StagePlan, read_plan
-from onnxslim_tk.plan.recipe import Recipe, narrowing, read_recipe
+from onnxslim_tk.plan.recipe import Recipe, Stage, narrowing, read_recipe
 from onnxslim_tk.report.outcome import Report
 from onnxslim_tk.writing import check_place
 
@@ -134,7 +135,7 @@ def pack(source: PathLike, result: PathLike, in_place: bool = False) -> tuple[Pa
     must be able to load both files. ``in_place`` lets the result take the place of the source.
     """
     data = read_model(Path(source))
-    _check_target(Path(source), data, Path(result), in_place)
+    check_target(Path(source), data, Path(result), in_place)
     # First our own look: a model of endless functions would hang the runtime.
     model = parse(data)
     foreign = foreign_operators(model)
@@ -159,7 +160,7 @@ def _open(source: Path, recipe: str | Recipe, options: Options, result: Path | N
     options.progress("read the model", 0, 1)
     data = read_model(source)
     if result is not None:
-        _check_target(source, data, result, options.in_place)
+        check_target(source, data, result, options.in_place)
     chosen = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, PASSES)
     model = parse(data)
     foreign = foreign_operators(model)
@@ -188,12 +189,25 @@ def _open(source: Path, recipe: str | Recipe, options: Options, result: Path | N
         raise RecipeError("budget: max drop needs a metric to be measured by, none is given")
     if options.metric is not None and (samples is None or samples.labels is None):
         raise CalibrationError(f"metric: {options.metric.name} needs samples with labels")
+    for stage in chosen.stages:
+        if stage.recover is not None:
+            _check_recovery(stage, samples)
     chosen = narrowing(chosen, budget.shares(), PASSES)
     name = source.name if result is None else result.name
     return Workshop(source, data, model, inputs, chosen, samples, options, name)
 
 
-def _check_target(source: Path, data: Stored, result: Path, in_place: bool) -> None:
+def _check_recovery(stage: Stage, samples: Samples | None) -> None:
+    """Raise what a recovery would raise, before the work that comes ahead of it."""
+    if samples is None:
+        raise CalibrationError(
+            f"recipe: to recover stage {stage.name!r}, distill needs samples, none are given"
+        )
+    importlib.import_module("onnxslim_tk.train")
+
+
+def check_target(source: Path, data: Stored, result: Path, in_place: bool) -> None:
+    """Raise ModelError where a result can't be written, or would take a source's place."""
     if not result.parent.is_dir():
         raise ModelError(f"model: the folder {result.parent} does not exist")
     if result.is_dir():

@@ -8,7 +8,9 @@ from typing import Final
 
 from onnxslim_tk.errors import RecipeError, SessionError
 from onnxslim_tk.pipeline.attempt import Attempt, Workshop
+from onnxslim_tk.pipeline.limiting import Limiting
 from onnxslim_tk.pipeline.sizing import Sizing
+from onnxslim_tk.pipeline.stages import Chooser
 from onnxslim_tk.pipeline.stepping import TOLERANCES, Asking, Measured, Stepping, lossless
 from onnxslim_tk.plan.budget import Check
 from onnxslim_tk.plan.policy import CLEAR_DB
@@ -24,6 +26,7 @@ _FAR_GROWTH: Final = (1.3, 1.6)
 _SMALLEST: Final = 0.3
 _HALVINGS: Final = 4
 _SIZE_ROUNDS: Final = 4
+_LIMIT_ROUNDS: Final = 4
 # How far below a limit in bytes is near enough.
 _NEAR: Final = 0.01
 
@@ -93,7 +96,7 @@ class Search:
 
     def _best(self) -> Attempt:
         shop = self._shop
-        asked = shop.attempt(Asking(), 0)
+        asked = self._limited() if self._limiting is not None else self._attempt(Asking(), 0)
         graded = shop.is_graded
         limit = shop.budget.most_bytes(len(shop.data))
         if limit is not None:
@@ -107,6 +110,30 @@ class Search:
             return self._graded(first)
         return self._ungraded(first)
 
+    def _limited(self) -> Attempt:
+        """The recipe as asked for within limits of work: by channels alone, or by all methods.
+
+        The nearer one of those that meet the limits; the search then goes on with it.
+        """
+        assert self._limiting is not None
+        alone = self._attempt(Asking(), 0)
+        if self._shop.parts is None or not self._limiting.has_choice(self._shop.recipe):
+            return alone
+        self._limiting.mixed = True
+        mixed = self._attempt(Asking(), 0)
+        for _ in range(_LIMIT_ROUNDS):
+            if not self._limiting.correct(mixed.model):
+                break
+            mixed = self._attempt(Asking(), 0)
+        ranked = [(j.holds, j.quality) for j in map(self._judged, (alone, mixed))]
+        self._limiting.mixed = ranked[1] > ranked[0]
+        return mixed if self._limiting.mixed else alone
+
+    def _attempt(self, choose: Chooser, steps: int) -> Attempt:
+        """An attempt whose limits of work are met whatever ``choose`` picks elsewhere."""
+        limiting = self._limiting
+        return self._shop.attempt(choose if limiting is None else limiting.beside(choose), steps)
+
     def _check_reached(self, asked: Attempt, limit: int) -> None:
         """Raise RecipeError for a limit of size that no setting of the recipe could meet."""
         if len(asked.data) > limit:
@@ -119,7 +146,7 @@ class Search:
     def _ungraded(self, first: _Judged) -> Attempt:
         if first.holds and first.quality >= CLEAR_DB:
             return first.attempt
-        trimmed = self._judged(self._shop.attempt(self._stepping, 0))
+        trimmed = self._judged(self._attempt(self._stepping, 0))
         if trimmed.holds and trimmed.quality >= first.quality + _BETTER_DB:
             return trimmed.attempt
         return first.attempt if first.holds else self._stepped(0)
@@ -149,7 +176,7 @@ class Search:
     def _stepped(self, before: int) -> Attempt:
         for steps, share in enumerate(TOLERANCES, start=before + 1):
             self._stepping.share = share
-            judged = self._judged(self._shop.attempt(self._stepping, steps))
+            judged = self._judged(self._attempt(self._stepping, steps))
             if judged.holds:
                 return judged.attempt
         return self.tidied(before + len(TOLERANCES) + 1)
@@ -186,7 +213,7 @@ class Search:
         extra = len(asked.data) - limit
         for _ in range(_SIZE_ROUNDS):
             self._sizing.extra = extra
-            tried.append(self._shop.attempt(self._sizing, 0))
+            tried.append(self._attempt(self._sizing, 0))
             over = len(tried[-1].data) - limit
             if -_NEAR * limit <= over <= 0 or tried[-1].data == tried[-2].data:
                 break
@@ -197,7 +224,7 @@ class Search:
     def _sized(self, growth: float, first: _Judged) -> _Judged:
         """The mix of least error at ``growth`` times the size of ``first``."""
         self._sizing.extra = int((1 - growth) * len(first.attempt.data))
-        return self._judged(self._shop.attempt(self._sizing, 0))
+        return self._judged(self._attempt(self._sizing, 0))
 
     def _judged(self, attempt: Attempt) -> _Judged:
         judged = _Judged(attempt, *self._shop.quality(attempt))
@@ -210,6 +237,12 @@ class Search:
         parts = self._shop.parts
         feeds = () if parts is None else parts.calibrate.feeds
         return Measured(feeds)
+
+    @cached_property
+    def _limiting(self) -> Limiting | None:
+        shares = self._shop.budget.shares()
+        shop = self._shop
+        return Limiting(self._measured, shop.model, shares, shop.total) if shares else None
 
     @cached_property
     def _stepping(self) -> Stepping:

@@ -17,7 +17,7 @@ from onnxslim_tk.measure.runtime import Feed
 from onnxslim_tk.measure.samples import Samples
 from onnxslim_tk.measure.threads import Threads, one_thread_each
 from onnxslim_tk.measure.validate import Progress
-from onnxslim_tk.pipeline.cache import Cache, key_of
+from onnxslim_tk.pipeline.cache import Cache, digest, key_of
 from onnxslim_tk.pipeline.kept import (
     Offers,
     model_arrays,
@@ -44,7 +44,8 @@ class Setting:
 
     ``samples`` are those for calibration, None without; ``feed`` is one run's inputs for shapes,
     made up where there are no samples. ``cache`` keeps what is found for other runs, ``origin`` is
-    the key there of the model and the samples.
+    the key there of the model and the samples. ``choose`` are samples that states of training are
+    chosen by.
     """
 
     recipe: Recipe
@@ -57,6 +58,7 @@ class Setting:
     threads: Threads = field(default_factory=Threads)
     cache: Cache | None = None
     origin: str = ""
+    choose: Samples | None = None
 
 
 class Chooser(Protocol):
@@ -119,11 +121,25 @@ class Begun:
             return
         started = time.process_time()
         # A copy, since that is what comes out of the cache: the order of what is alike may differ.
-        self.after = _applied(self, rows, self._stage, self._setting).copy()
+        applied = _applied(self, rows, self._stage, self._setting)
+        self.after = self._recovered(applied, rows).copy()
         self._seconds += time.process_time() - started
         small = self.before.source_bytes < _BIGGEST_KEPT
         if self.cache is not None and small and self._seconds > _WORTH_KEEPING:
             self.cache.save(key, model_arrays(self.after))
+
+    def _recovered(self, model: Model, rows: Sequence[Proposal]) -> Model:
+        """``model`` after training, where the stage asks for it and the rows lost something."""
+        stage, setting = self._stage, self._setting
+        if stage.recover is None or not any(row.error > 0 for row in rows):
+            return model
+        assert setting.samples is not None
+        assert setting.choose is not None
+        # It takes PyTorch, which only a recipe that asks for it needs.
+        from onnxslim_tk.pipeline.recovery import distilled
+
+        original = self.before if self.reference is None else self.reference
+        return distilled(model, original, stage, setting.samples, setting.choose, setting)
 
 
 class Memory:
@@ -181,17 +197,27 @@ def _stage_key(stage: Stage, setting: Setting, before: str) -> str:
         (pattern, sorted((name, values[name]) for name in names if name in values))
         for pattern, values in setting.recipe.layers
     ]
-    return key_of("stage", before, stage.passes, [o for o in overrides if o[1]])
+    kept = [o for o in overrides if o[1]]
+    if stage.recover is None:
+        return key_of("stage", before, stage.passes, kept)
+    chosen = None if setting.choose is None else digest(setting.choose.feeds)
+    return key_of("stage", before, stage.passes, kept, stage.recover, chosen)
 
 
 def _applied(current: Begun, rows: Sequence[Proposal], stage: Stage, setting: Setting) -> Model:
     """A copy of what the stage began with, with ``rows`` carried out."""
     model = current.before.copy()
+    if not rows:
+        return model
+    context = current.context
+    if context.reference is None and len({row.method for row in rows}) > 1:
+        # What one method of the stage has lost is not what the next should keep.
+        context = replace(context, reference=current.before)
     for method in stage.passes:
         chosen = [row for row in rows if row.method == method.name]
         if chosen:
             setting.progress(f"{stage.name}: {method.name}", 0, 1)
-            method.apply(model, chosen, current.context)
+            method.apply(model, chosen, context)
             # A rewrite may leave what fed the old weight behind.
             drop_unused(model)
             setting.progress(f"{stage.name}: {method.name}", 1, 1)

@@ -59,6 +59,8 @@ class Measured:
         begun: Begun,
     ) -> list[Proposal]:
         """``proposals`` with the errors of ``wanted`` measured, and the others' scaled to them."""
+        # What a method has measured itself counts as it is.
+        wanted = [row for row in wanted if not row.measured]
         missing = [row for row in wanted if key_of(row) not in self._errors]
         if missing and self._feeds:
             kept = self._kept(begun)

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.plan.budget import Budget
 from onnxslim_tk.plan.proposal import Pass
+from onnxslim_tk.plan.recovery import RECOVERIES, Distill
 
 Methods = Mapping[str, type[Any]]
 
@@ -45,8 +46,10 @@ PRESETS: Final[Mapping[str, str]] = {
         """,
 }
 _TIDYING: Final = ("clean", "fuse", "canonicalize")
+_BESIDE: Final = ("blocks", "operators", "factorize")
 # No layer loses more than half, unless the whole has to.
 _LEAST_KEPT: Final = 0.5
+_STAGE_KEYS: Final = ("passes", "recover")
 _KEYS: Final = ("name", "stages", "layers", "exclude", "budget")
 # Far beyond what people write; an alias of an alias of an alias comes to billions of values.
 _MOST_TEXT: Final = 1 << 18
@@ -61,10 +64,14 @@ _BAD_SCALARS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Methods that propose side by side, and of whose rows one knapsack chooses."""
+    """Methods that propose side by side, and of whose rows one knapsack chooses.
+
+    ``recover`` wins back what the rows lost, None where nothing is to follow them.
+    """
 
     name: str
     passes: tuple[Pass, ...]
+    recover: Distill | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +93,7 @@ class Recipe:
         method, dot, name = key.strip().partition(".")
         if not (equals and dot and method and name):
             raise RecipeError(f"--set: must read pass.field=value, got {assignment!r}")
-        value = _yaml(text, f"--set {key}")
+        value = read_yaml(text, f"--set {key}")
         held = {p.name for stage in self.stages for p in stage.passes}
         if method not in held:
             raise RecipeError(f"--set: the recipe has no pass {method!r}; it has {_list(held)}")
@@ -105,7 +112,8 @@ class Recipe:
 def narrowing(recipe: Recipe, shares: Mapping[str, float], methods: Methods) -> Recipe:
     """The recipe with ``shares`` of macs, latency or parameters as limits of its channels.
 
-    One that prunes no channels gets a stage that does, behind those that only tidy.
+    One that prunes no channels gets a stage that does, behind those that only tidy, and in which
+    other methods may do part of it.
     """
     if not shares:
         return recipe
@@ -114,7 +122,10 @@ def narrowing(recipe: Recipe, shares: Mapping[str, float], methods: Methods) -> 
             recipe = recipe.with_setting(f"channels.{figure}={share}")
         return recipe
     least = min(_LEAST_KEPT, *shares.values())
-    stage = Stage("channels", (methods["channels"](keep=least, **shares),))
+    others = tuple(methods[name]() for name in _BESIDE)
+    taken = {stage.name for stage in recipe.stages}
+    name = "structure" if "structure" not in taken else "limits"
+    stage = Stage(name, (*others, methods["channels"](keep=least, **shares)))
     tidy = [all(p.name in _TIDYING for p in stage.passes) for stage in recipe.stages]
     place = tidy.index(False) if False in tidy else len(tidy)
     return replace(recipe, stages=(*recipe.stages[:place], stage, *recipe.stages[place:]))
@@ -139,7 +150,7 @@ def read_recipe(source: str, methods: Methods) -> Recipe:
 
 def parse_recipe(text: str, origin: str, methods: Methods) -> Recipe:
     """A recipe from YAML text; ``origin`` names it in messages."""
-    data = _yaml(text, origin)
+    data = read_yaml(text, origin)
     if not isinstance(data, dict):
         raise RecipeError(f"recipe {origin}: must be a mapping with 'stages', got {_kind(data)}")
     unknown = [key for key in data if key not in _KEYS]
@@ -153,7 +164,7 @@ def parse_recipe(text: str, origin: str, methods: Methods) -> Recipe:
         stages=_stages(stages, origin, methods),
         layers=_layers(data.get("layers") or {}, origin, methods),
         exclude=_patterns(data.get("exclude") or [], origin),
-        budget=_built(Budget, data.get("budget") or {}, f"recipe {origin}: budget"),
+        budget=built(Budget, data.get("budget") or {}, f"recipe {origin}: budget"),
     )
 
 
@@ -167,6 +178,16 @@ def _stages(data: dict[Any, Any], origin: str, methods: Methods) -> tuple[Stage,
 
 
 def _stage(name: str, entries: Any, origin: str, methods: Methods) -> Stage:
+    recover = None
+    if isinstance(entries, dict):
+        unknown = [key for key in entries if key not in _STAGE_KEYS]
+        if unknown or "passes" not in entries:
+            raise RecipeError(
+                f"recipe {origin}: stage {name!r} must be a list of passes, or a mapping of "
+                f"{_list(_STAGE_KEYS)}"
+            )
+        recover = _recovery(entries.get("recover"), f"recipe {origin}: stage {name!r}")
+        entries = entries["passes"]
     if not isinstance(entries, list) or not entries:
         raise RecipeError(f"recipe {origin}: stage {name!r} must be a list of passes")
     passes: list[Any] = []
@@ -183,7 +204,19 @@ def _stage(name: str, entries: Any, origin: str, methods: Methods) -> Stage:
             raise RecipeError(f"recipe {origin}: {entry} stands twice in stage {name!r}")
         if method is not None:
             passes.append(method)
-    return Stage(name, tuple(passes))
+    return Stage(name, tuple(passes), recover)
+
+
+def _recovery(entry: Any, who: str) -> Distill | None:
+    settings: Any = True
+    if entry is None or entry is False:
+        return None
+    if isinstance(entry, dict) and len(entry) == 1:
+        entry, settings = next(iter(entry.items()))
+    if not isinstance(entry, str) or entry not in RECOVERIES:
+        raise RecipeError(f"{who}: there is no recovery {entry!r}; known: {_list(RECOVERIES)}")
+    found: Distill | None = _build_pass(RECOVERIES[entry], settings, f"{who}: {entry}")
+    return found
 
 
 def _build_pass(kind: type[Any], settings: Any, who: str) -> Any:
@@ -192,15 +225,15 @@ def _build_pass(kind: type[Any], settings: Any, who: str) -> Any:
     if settings is True or settings is None:
         return kind()
     values = settings if isinstance(settings, dict) else {kind.main: settings}
-    return _built(kind, values, who)
+    return built(kind, values, who)
 
 
 def _tuned(method: Any, values: Mapping[str, Any]) -> Any:
     current = {f.name: getattr(method, f.name) for f in fields(method)}
-    return _built(type(method), current | dict(values), method.name)
+    return built(type(method), current | dict(values), method.name)
 
 
-def _built(kind: type[Any], values: Any, who: str) -> Any:
+def built(kind: type[Any], values: Any, who: str) -> Any:
     """A settings dataclass from plain data, types and field names checked by pydantic."""
     if not isinstance(values, dict):
         raise RecipeError(f"{who}: must be a mapping, got {_kind(values)}")
@@ -240,8 +273,8 @@ def _checked(kind: type[Any], value: Any, who: str) -> Any:
     if isinstance(value, bool) or value is None:
         return value is not False
     values = value if isinstance(value, dict) else {kind.main: value}
-    built = _built(kind, values, who)
-    return {name: getattr(built, name) for name in values}
+    method = built(kind, values, who)
+    return {name: getattr(method, name) for name in values}
 
 
 def _patterns(data: Any, origin: str) -> tuple[str, ...]:
@@ -254,17 +287,22 @@ def recipe_data(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain data, every setting written out, for plans and provenance."""
     return {
         "name": recipe.name,
-        "stages": {
-            stage.name: [
-                {p.name: {f.name: getattr(p, f.name) for f in fields(p)}}  # type: ignore[arg-type]
-                for p in stage.passes
-            ]
-            for stage in recipe.stages
-        },
+        "stages": {stage.name: _stage_data(stage) for stage in recipe.stages},
         "layers": {pattern: dict(settings) for pattern, settings in recipe.layers},
         "exclude": list(recipe.exclude),
         "budget": {f.name: getattr(recipe.budget, f.name) for f in fields(recipe.budget)},
     }
+
+
+def _stage_data(stage: Stage) -> Any:
+    passes = [{p.name: _settings(p)} for p in stage.passes]
+    if stage.recover is None:
+        return passes
+    return {"passes": passes, "recover": {stage.recover.name: _settings(stage.recover)}}
+
+
+def _settings(method: Any) -> dict[str, Any]:
+    return {f.name: getattr(method, f.name) for f in fields(method)}
 
 
 def recipe_from_data(data: Any, origin: str, methods: Methods) -> Recipe:
@@ -282,7 +320,8 @@ def read_text(path: Path, most: int = _MOST_TEXT) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _yaml(text: str, origin: str) -> Any:
+def read_yaml(text: str, origin: str) -> Any:
+    """Plain data out of YAML text; raises RecipeError for what isn't any, or is endless."""
     try:
         data = yaml.safe_load(text)
     except (yaml.YAMLError, *_BAD_SCALARS) as error:

@@ -71,17 +71,28 @@ class Choice:
     least: int
 
     @classmethod
-    def of(cls, group: Group, method: str, keep: float, kind: str, context: Context) -> "Choice":
-        """Rank the channels by ``kind``: ``obs`` or one of the scores of :func:`importance`."""
+    def of(
+        cls,
+        group: Group,
+        method: str,
+        keep: float,
+        kind: str,
+        context: Context,
+        given: NDArray[np.float64] | None = None,
+    ) -> "Choice":
+        """Rank the channels by ``kind``: ``obs`` or one of the scores of :func:`importance`.
+
+        Where scores are ``given``, they count.
+        """
         step = step_of(group, context)
         least = kept_count(group.count, keep, step)
         readers = readers_of(group, context.statistics)
         sizes = np.bincount(group.parts)
         floors = [max(1, min(int(n), round(int(n) * least / group.count))) for n in sizes]
-        if kind == "obs":
+        if kind == "obs" and given is None:
             found = eliminate(readers, floors, group.parts)
         else:
-            scores = importance(group, readers, kind, context.seed)
+            scores = importance(group, readers, kind, context.seed) if given is None else given
             found = by_scores(readers, scores, floors, group.parts)
         return cls(group, method, keep, readers, found, step, max(least, sum(floors)))
 

@@ -23,11 +23,21 @@ from onnxslim_tk.recover.factors import (
     step_macs,
     write_chain,
 )
+from onnxslim_tk.recover.separable import SEPARABLE
 from onnxslim_tk.recover.structures import BLOCKS, CIRCULANT, HANKEL, KRONECKER, TOEPLITZ
 
 Floats = NDArray[np.float64]
 Kind = Literal[
-    "channel", "spatial", "tucker", "cp", "blocks", "kronecker", "toeplitz", "hankel", "circulant"
+    "channel",
+    "spatial",
+    "tucker",
+    "cp",
+    "separable",
+    "blocks",
+    "kronecker",
+    "toeplitz",
+    "hankel",
+    "circulant",
 ]
 
 FORMS: Final[Mapping[str, Form]] = {
@@ -35,6 +45,7 @@ FORMS: Final[Mapping[str, Form]] = {
     "spatial": SPATIAL,
     "tucker": TUCKER,
     "cp": CP,
+    "separable": SEPARABLE,
     "blocks": BLOCKS,
     "kronecker": KRONECKER,
     "toeplitz": TOEPLITZ,

@@ -1,24 +1,19 @@
-"""Layers that lose inputs: what reads their channels, refits, and refits in the cut model."""
+"""Layers that lose inputs: what reads their channels, and refits for what is left."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxslim_tk.graph.edit import set_input, values_of
+from onnxslim_tk.graph.edit import set_input
 from onnxslim_tk.graph.groups import Group
-from onnxslim_tk.graph.layers import Layer, layers
+from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.model import Model
-from onnxslim_tk.graph.order import ordered
 from onnxslim_tk.kernels.elimination import Reader
-from onnxslim_tk.kernels.held_out import fit_rows
 from onnxslim_tk.kernels.least_squares import mean_shift, refit_columns, shrinkage
-from onnxslim_tk.measure.observe import Moments, Statistics, fetch
-from onnxslim_tk.measure.probe import Probe
-from onnxslim_tk.measure.rows import input_rows
-from onnxslim_tk.measure.runtime import Feed
+from onnxslim_tk.measure.observe import Moments, Statistics
 from onnxslim_tk.recover.bias import moments_of
 
 Array = NDArray[Any]
@@ -28,12 +23,6 @@ Mask = NDArray[np.bool_]
 _ROUNDING: Final = 1e-6
 # Wider inputs are told apart by their variances alone.
 _WIDEST: Final = 6000
-_CHECKED: Final = 12
-# Every fourth sample is held out where the pull to the old weights is chosen.
-_HELD: Final = 4
-_ROWS_PER_COLUMN: Final = 4
-_FEWEST_ROWS: Final = 6000
-_MOST_VALUES: Final = 1 << 25
 
 
 def columns_on(layer: Layer, entries: Array) -> Array:
@@ -135,82 +124,3 @@ def _second(moments: Moments, group: int) -> Array:
     assert moments.second is not None
     second = moments.second[group]
     return np.asarray(second + _ROUNDING * np.trace(second) * np.eye(len(second)), np.float64)
-
-
-def refit_in_order(
-    model: Model,
-    original: Model,
-    reading: frozenset[str],
-    rows: Mapping[str, Mask],
-    feeds: Sequence[Feed],
-    outputs: set[str],
-    seed: int,
-) -> None:
-    """Refit the layers of a cut model one after the other, on what those before them give.
-
-    The target is what the ``original``'s layer gives. ``reading`` are the ids of layers that lost
-    inputs: from the first of them on all are refitted. ``rows`` tell which outputs of a layer
-    stayed, where not all did. Taken back where that doesn't bring the outputs nearer.
-    """
-    probe = Probe(original, feeds[-_CHECKED:])
-    if not probe.measures:
-        return
-    twin = model.copy()
-    sources = {layer.id: layer for layer in layers(original)}
-    found = {id(layer.node): layer for layer in layers(twin) if not layer.path}
-    begun = False
-    for layer in [found[id(node)] for node in ordered(twin.graph) if id(node) in found]:
-        begun = begun or layer.id in reading
-        source = sources.get(layer.id)
-        plain = layer.kind in ("Conv", "Gemm", "MatMul")
-        if begun and source is not None and plain and not layer.is_shared:
-            stays = rows.get(layer.id, np.ones(source.channels, bool))
-            _refit_behind(twin, layer, original, source, stays, feeds, outputs, seed)
-    if probe.difference(twin) < probe.difference(model):
-        for name in ("graph", "notes", "origins", "taken", "counter"):
-            setattr(model, name, getattr(twin, name))
-
-
-def _refit_behind(
-    model: Model,
-    layer: Layer,
-    original: Model,
-    source: Layer,
-    rows: Mask,
-    feeds: Sequence[Feed],
-    outputs: set[str],
-    seed: int,
-) -> None:
-    groups, _, width = source.matrix().shape
-    fill = min(max(_ROWS_PER_COLUMN * width, _FEWEST_ROWS), _MOST_VALUES // (groups * width))
-    most = max(4, -(-fill // len(feeds)))
-    wanted, given = [], []
-    pairs = zip(
-        fetch(original, [source.input.name], feeds),
-        fetch(model, [layer.input.name], feeds),
-        strict=True,
-    )
-    for k, (before, after) in enumerate(pairs):
-        # The same seed picks the same places of both.
-        picks = (np.random.default_rng([seed, k]) for _ in range(2))
-        old = input_rows(source, before[source.input.name], most, next(picks))
-        given.append(input_rows(layer, after[layer.input.name], most, next(picks)))
-        made = old @ source.matrix().transpose(0, 2, 1).astype(np.float32)
-        wanted.append(made.transpose(1, 0, 2).reshape(old.shape[1], -1)[:, rows])
-    x, y, current = np.concatenate(given, 1), np.concatenate(wanted), layer.matrix()
-    if x.shape[1] != len(y) or not (np.isfinite(x).all() and np.isfinite(y).all()):
-        return
-    sample = np.repeat(np.arange(len(given)), [part.shape[1] for part in given])
-    every = min(_HELD, len(given))
-    # Where inputs hardly vary, the weight that stands there is the better guess.
-    parts = y.reshape(len(y), len(current), -1).transpose(1, 0, 2)
-    weight = fit_rows(x, parts, current, sample % every == every - 1)
-    means = np.einsum("gnd,gd->gn", weight, x.mean(1, dtype=np.float64)).ravel()
-    shift = y.mean(0, dtype=np.float64) - means
-    old_bias, new_bias = source.bias(outputs), layer.bias(outputs)
-    if old_bias is not None:
-        shift = shift + np.broadcast_to(values_of(old_bias).reshape(-1), (len(rows),))[rows]
-    if new_bias is not None:
-        shift = shift - values_of(new_bias).reshape(-1)
-    if layer.shift_bias(model, shift, outputs):
-        layer.set_dense(model, layer.from_matrix(weight))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from onnxslim_tk.measure.validate import Validation
+from onnxslim_tk.measure.validate import Faithfulness, Validation
 from onnxslim_tk.packing import PackedTensor
 from onnxslim_tk.plan.budget import Check
 from onnxslim_tk.plan.plan import Plan
@@ -21,6 +21,30 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """A state in training as the samples for choosing see it."""
+
+    step: int
+    loss: float
+    metric: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What came of training.
+
+    ``best`` is the step whose state is kept, 0 for the model as it came; ``ended`` why learning
+    ended: steps, minutes, patience or diverged. ``before`` is what samples for judging say of the
+    model as it came, beside the teachers if there are any.
+    """
+
+    looks: tuple[Seen, ...]
+    best: int
+    ended: str
+    before: Faithfulness | None
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything about one run, as plain data.
 
@@ -28,6 +52,7 @@ class Report:
     compressed model held the budget, so that the tidied original is the result. ``integers`` says
     of each layer of the result whether it is written for integers, and why not, ``floats`` what
     runs in float and what that takes by the target's table. ``seconds`` is CPU time of the run.
+    ``training`` is None where nothing was trained.
     """
 
     version: str
@@ -47,6 +72,7 @@ class Report:
     steps_back: int
     only_tidied: bool
     seconds: float
+    training: Learned | None = None
 
     @property
     def holds(self) -> bool:

@@ -13,7 +13,7 @@ from onnxslim_tk.plan.budget import Check
 from onnxslim_tk.plan.plan import Plan
 from onnxslim_tk.report.floats import Floating
 from onnxslim_tk.report.integers import Integers, by_kind
-from onnxslim_tk.report.outcome import Counts, Report
+from onnxslim_tk.report.outcome import Counts, Learned, Report, Seen
 
 Verdict = Literal["holds", "broken", "not judged"]
 
@@ -92,6 +92,7 @@ class Summary:
     integers: tuple[Integers, ...]
     floats: tuple[Floating, ...]
     warnings: tuple[str, ...]
+    training: Learned | None = None
 
 
 def summarize(report: Report) -> Summary:
@@ -113,7 +114,17 @@ def summarize(report: Report) -> Summary:
         integers=by_kind(report.integers, validation.kernels),
         floats=report.floats,
         warnings=report.warnings,
+        training=report.training,
     )
+
+
+def milestones(training: Learned) -> list[tuple[str, Seen]]:
+    """The looks that tell the story: the first, the best, and the last."""
+    best = next(look for look in training.looks if look.step == training.best)
+    named = [("as it came", training.looks[0]), ("kept", best), ("last", training.looks[-1])]
+    if best is training.looks[0]:
+        named = [("as it came, kept", best), *named[2:]]
+    return named if training.looks[-1] is not best else named[:-1]
 
 
 def figures(validation: Validation) -> tuple[Figure, ...]:

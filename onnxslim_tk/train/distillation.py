@@ -1,202 +1,180 @@
-"""Distillation: a student learns from a teacher on samples without labels."""
+"""Distillation: a student learns from a teacher on samples, without labels if there are none."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import cos, inf, isfinite, pi
-from typing import Final
+from typing import Any, Final
 
-import numpy as np
 import torch
 
 from onnxslim_tk.errors import TrainingError
 from onnxslim_tk.measure.runtime import Feed
-from onnxslim_tk.train.losses import Term, loss_of
+from onnxslim_tk.measure.samples import Samples
+from onnxslim_tk.plan.schedule import Schedule
+from onnxslim_tk.plan.training import Losses
+from onnxslim_tk.train.fit import Lesson, fit
+from onnxslim_tk.train.matching import (
+    attention,
+    by_name,
+    by_position,
+    form_of,
+    hidden,
+    output_terms,
+)
 from onnxslim_tk.train.module import GraphModule
+from onnxslim_tk.train.objective import Objective
 from onnxslim_tk.train.rules import Tensor
+from onnxslim_tk.train.terms import AnyTerm, Custom, Labelled, Tensors, Term
 
-_FLOOR: Final = 0.01
-"""What is left of the rate at the end."""
+Function = Callable[[Tensors, Any, Sequence[Tensors]], Tensor]
+"""A loss of the user's: of the student's outputs, labels or None, and what teachers say."""
 
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """How long and how fast to learn.
-
-    ``batch`` samples a step; ``rate`` rises during the ``warm_up`` share of steps and falls along
-    a cosine. Gradients are cut to the norm ``clip``; weights are averaged over steps with
-    ``average``. Every ``every`` steps the loss on the samples for choosing is looked at; after
-    ``patience`` looks without a better one learning ends. Raises TrainingError for settings out
-    of range.
-    """
-
-    steps: int = 300
-    batch: int = 16
-    rate: float = 3e-4
-    warm_up: float = 0.1
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    average: float = 0.98
-    every: int = 25
-    patience: int = 6
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "every", "patience"):
-            if getattr(self, name) < 1:
-                raise TrainingError(f"train: {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("rate", "clip"):
-            if not 0 < getattr(self, name) < inf:
-                raise TrainingError(f"train: {name} must be above 0, got {getattr(self, name)}")
-        for name in ("warm_up", "average", "weight_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise TrainingError(f"train: {name} must be in [0, 1), got {getattr(self, name)}")
-
-    def rate_at(self, step: int) -> float:
-        """The rate of step number ``step``, the first being 0 (Loshchilov and Hutter, 2017)."""
-        rising = self.warm_up * self.steps
-        if step < rising:
-            return self.rate * (step + 1) / (rising + 1)
-        share = (step - rising) / max(self.steps - rising, 1)
-        return self.rate * (_FLOOR + (1 - _FLOOR) * (1 + cos(pi * share)) / 2)
-
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """What came of it: the loss on the samples for choosing by step, and the step that is kept.
-
-    Step 0 is the student as it came.
-    """
-
-    losses: tuple[tuple[int, float], ...]
-    best: int
+_SHOWN: Final = 8
+"""Samples that adapters begin with."""
 
 
 def distill(
     student: GraphModule,
-    teacher: GraphModule,
-    terms: Sequence[Term],
-    calibrate: Sequence[Feed],
-    choose: Sequence[Feed],
+    teachers: GraphModule | Sequence[GraphModule],
+    terms: Sequence[AnyTerm],
+    learn: Samples,
+    choose: Samples,
     schedule: Schedule,
-    progress: Callable[[int, float], None] | None = None,
+    **more: Any,
 ) -> Lesson:
-    """Let ``student`` learn ``terms`` from ``teacher`` on ``calibrate``, in place.
+    """Let ``student`` learn ``terms`` from one teacher or several, in place.
 
-    The state kept is the best on ``choose``, the first one included: a student never ends worse
-    than it began. ``progress`` hears of every look, the step and the loss. The same arguments and
-    number of threads give the same weights. Raises TrainingError where there is nothing to learn
-    or to learn from.
+    ``more`` is what :func:`onnxslim_tk.train.fit.fit` takes beside. The state kept is the best on
+    ``choose``. Raises TrainingError where there is nothing to learn or to learn from.
     """
-    if not terms or not len(calibrate) or not len(choose):
-        raise TrainingError("train: at least one term and one sample of each part are needed")
-    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise TrainingError("train: the student has no tensor that can be trained")
-    looks = list(_batches(choose, list(range(len(choose))), schedule.batch, student, teacher))
-    lessons = [(feed, size, _taught(teacher, terms, feed)) for feed, size in looks]
-    optimizer = torch.optim.AdamW(parameters, weight_decay=schedule.weight_decay)
-    averages = [parameter.detach().clone() for parameter in parameters]
-    kept, best, found = averages, 0, [(0, _look(student, terms, lessons))]
-    order = _endless(len(calibrate), schedule.seed)
-    for step in range(schedule.steps):
-        rows = [next(order) for _ in range(schedule.batch)]
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.rate_at(step)
-        if not _learn(student, teacher, terms, calibrate, rows, optimizer, schedule.clip):
-            break
-        # At first, an average of few steps would mostly be the beginning.
-        share = min(schedule.average, (1 + step) / (10 + step))
-        averages = [share * a + (1 - share) * p.detach() for a, p in _pairs(averages, parameters)]
-        if (step + 1) % schedule.every and step + 1 < schedule.steps:
-            continue
-        current = [parameter.detach().clone() for parameter in parameters]
-        _put(parameters, averages)
-        found.append((step + 1, _look(student, terms, lessons)))
-        _put(parameters, current)
-        if progress is not None:
-            progress(*found[-1])
-        if found[-1][1] < min(loss for _, loss in found[:-1]):
-            kept, best = averages, step + 1
-        elif step + 1 - best >= schedule.patience * schedule.every:
-            break
-    _put(parameters, kept)
-    return Lesson(tuple(found), best)
+    taught = [teachers] if isinstance(teachers, GraphModule) else list(teachers)
+    return fit(objective_of(student, terms, taught, learn), learn, choose, schedule, **more)
 
 
-def _learn(
+def finetune(
+    model: GraphModule,
+    terms: Sequence[AnyTerm],
+    learn: Samples,
+    choose: Samples,
+    schedule: Schedule,
+    **more: Any,
+) -> Lesson:
+    """Let ``model`` learn ``terms`` from labels alone, in place; as :func:`distill`."""
+    return fit(Objective(model, terms, ()), learn, choose, schedule, **more)
+
+
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """A teacher, and which of its outputs belong to which of the student's."""
+
+    module: GraphModule
+    pairs: Mapping[str, str]
+
+
+def terms_of(
+    losses: Losses,
     student: GraphModule,
-    teacher: GraphModule,
-    terms: Sequence[Term],
-    samples: Sequence[Feed],
-    rows: list[int],
-    optimizer: torch.optim.Optimizer,
-    clip: float,
-) -> bool:
-    """One step; False where the loss or the gradient isn't a number any more."""
-    optimizer.zero_grad(set_to_none=True)
-    for feed, size in _batches(samples, rows, len(rows), student, teacher):
-        taught = _taught(teacher, terms, feed)
-        loss = loss_of(terms, student(feed, [term.student for term in terms]), taught)
-        if not bool(torch.isfinite(loss)):
-            return False
-        if loss.requires_grad:
-            (loss * (size / len(rows))).backward()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
-    if not bool(torch.isfinite(norm)):
-        return False
-    optimizer.step()
-    return True
+    teachers: Sequence[Taught],
+    samples: Samples,
+    function: Function | None = None,
+) -> list[AnyTerm]:
+    """The terms that ``losses`` ask for, and one of the user's ``function``.
+
+    ``samples`` show what outputs hold. Raises TrainingError where something is asked for that the
+    models don't have.
+    """
+    feeds = [samples.feeds[k] for k in range(min(_SHOWN, len(samples)))]
+    terms: list[AnyTerm] = []
+    share = losses.alpha / len(teachers) if teachers else 0.0
+    for number, teacher in enumerate(teachers if share else ()):
+        terms += _from(losses, student, teacher, feeds, number, share)
+    if losses.alpha < 1:
+        terms += labelled_terms(student, losses.hard, samples, 1 - losses.alpha)
+    if function is not None:
+        wanted = tuple((k, name) for k, t in enumerate(teachers) for name in t.pairs.values())
+        labelled = samples.labels is not None
+        terms.append(Custom(function, student.outputs, wanted, labelled=labelled))
+    return terms
 
 
-def _taught(teacher: GraphModule, terms: Sequence[Term], feed: Feed) -> dict[str, Tensor]:
+def labelled_terms(
+    student: GraphModule, loss: str, samples: Samples, weight: float = 1.0
+) -> list[AnyTerm]:
+    """Terms that hold the student's outputs against labels.
+
+    Of several outputs the first of floats counts, or each, where labels have a column for each.
+    Raises TrainingError where there are no labels or no such outputs.
+    """
+    if samples.labels is None:
+        raise TrainingError("train: the loss needs labels, and the samples have none")
     with torch.no_grad():
-        return teacher(feed, [term.wanted for term in terms])
+        found = student(samples.feeds[0])
+    floats = [n for n, v in found.items() if torch.is_tensor(v) and v.is_floating_point()]
+    if not floats:
+        raise TrainingError("train: the model has no output of floats to hold against labels")
+    columns = samples.labels.shape[1] if samples.labels.ndim == 2 else 0
+    if loss != "ctc" and 1 < len(floats) == columns:
+        each = weight / columns
+        return [
+            Labelled(name, loss, each, form_of(student, name), column)
+            for column, name in enumerate(floats)
+        ]
+    return [Labelled(floats[0], loss, weight, form_of(student, floats[0]))]
 
 
-def _look(
+def _from(
+    losses: Losses,
     student: GraphModule,
-    terms: Sequence[Term],
-    lessons: Sequence[tuple[Feed, int, dict[str, Tensor]]],
-) -> float:
-    """The mean loss over the samples for choosing."""
-    names = [term.student for term in terms]
-    total = 0.0
-    with torch.no_grad():
-        for feed, size, taught in lessons:
-            total += size * float(loss_of(terms, student(feed, names), taught))
-    mean = total / sum(size for _, size, _ in lessons)
-    return mean if isfinite(mean) else inf
+    teacher: Taught,
+    feeds: Sequence[Feed],
+    number: int,
+    share: float,
+) -> list[Term]:
+    """The terms that one teacher teaches."""
+    module, found = teacher.module, list[Term]()
+    for weight, kind in ((losses.soft, ""), (losses.logits, "logits")):
+        if weight:
+            found += output_terms(
+                student,
+                module,
+                feeds,
+                temperature=losses.temperature,
+                weight=weight * share,
+                kind=kind,
+                names=teacher.pairs,
+                by=number,
+            )
+    if losses.layers and losses.match != "none":
+        found += _layers(losses, student, module, feeds[0], number, share)
+    for weight, match in ((losses.attention, attention), (losses.hidden, hidden)):
+        if weight:
+            found += match(student, module, feeds[0], weight * share, by=number)
+    return found
 
 
-def _batches(
-    samples: Sequence[Feed], rows: list[int], batch: int, *modules: GraphModule
-) -> Iterator[tuple[Feed, int]]:
-    """The samples ``rows``, laid together where they and the modules allow it, and how many."""
-    for start in range(0, len(rows), batch):
-        feeds = [samples[row] for row in rows[start : start + batch]]
-        shapes = {tuple((name, np.shape(v)) for name, v in feed.items()) for feed in feeds}
-        if all(module.joins for module in modules) and len(shapes) == 1:
-            names = feeds[0]
-            yield {n: np.concatenate([np.asarray(f[n]) for f in feeds]) for n in names}, len(feeds)
-        else:
-            yield from ((feed, 1) for feed in feeds)
+def _layers(
+    losses: Losses,
+    student: GraphModule,
+    module: GraphModule,
+    feed: Feed,
+    number: int,
+    share: float,
+) -> list[Term]:
+    match = by_position if losses.match == "position" else by_name
+    found = match(student, module, feed, losses.layers * share, by=number)
+    if not found and losses.match != "auto":
+        raise TrainingError(
+            f"train: no layers of student and teacher match by {losses.match}; "
+            "--match-layers none does without"
+        )
+    return found
 
 
-def _endless(count: int, seed: int) -> Iterator[int]:
-    """All samples in random order, again and again."""
-    rng = np.random.default_rng(seed)
-    while True:
-        yield from map(int, rng.permutation(count))
-
-
-def _pairs(
-    averages: Sequence[Tensor], parameters: Sequence[Tensor]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(averages, parameters, strict=True)
-
-
-def _put(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    with torch.no_grad():
-        for value, parameter in _pairs(values, parameters):
-            parameter.copy_(value)
+def objective_of(
+    student: GraphModule,
+    terms: Sequence[AnyTerm],
+    teachers: Sequence[GraphModule],
+    learn: Samples,
+) -> Objective:
+    """An objective whose adapters begin with the first samples."""
+    some = [learn.feeds[k] for k in range(min(_SHOWN, len(learn)))]
+    return Objective(student, terms, teachers, some)

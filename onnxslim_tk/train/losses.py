@@ -1,47 +1,17 @@
-"""What a student is to learn from a teacher: scores, soft labels, inner tensors."""
+"""Losses: how far a tensor of a student is from a teacher's, or from labels."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import isfinite
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import torch
+from torch.nn import functional
 
 from onnxslim_tk.errors import TrainingError
 from onnxslim_tk.train.rules import Tensor
 
 _LEAST: Final = 1e-12
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """One term of a loss: a tensor of the student, compared with one of the teacher.
-
-    Names are those of outputs, or of inner tensors with the path of their body; ``teacher`` is
-    ``student`` where it is empty. ``kind`` is ``scores`` for what goes into a Softmax,
-    ``probabilities`` for what comes out of one, both compared at ``temperature`` along the last
-    axis, or ``features`` for anything else. Raises TrainingError for settings out of range.
-    """
-
-    student: str
-    teacher: str = ""
-    kind: str = "features"
-    weight: float = 1.0
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.kind not in _KINDS:
-            kinds = ", ".join(_KINDS)
-            raise TrainingError(f"train: kind must be one of {kinds}, got {self.kind!r}")
-        if not (isfinite(self.weight) and self.weight > 0):
-            raise TrainingError(f"train: weight must be above 0, got {self.weight}")
-        if not (isfinite(self.temperature) and self.temperature > 0):
-            raise TrainingError(f"train: temperature must be above 0, got {self.temperature}")
-
-    @property
-    def wanted(self) -> str:
-        """The name of the teacher's tensor."""
-        return self.teacher or self.student
+_PADDING: Final = -1
+"""What fills up labels of sequences."""
 
 
 def soft_labels(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -62,39 +32,120 @@ def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _of_probabilities(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     # The logarithm of a probability is a score, but for a sum that is the same for all classes.
-    scores = [value.clamp(min=_LEAST).log() for value in (student, teacher)]
-    return soft_labels(scores[0], scores[1], temperature)
+    return soft_labels(_log(student), _log(teacher), temperature)
+
+
+def _of_logits(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Relative error of scores, whose mean over classes says nothing (Ba and Caruana, 2014)."""
+    centred = [value - value.mean(-1, keepdim=True) for value in (student, teacher)]
+    return relative_error(centred[0], centred[1])
+
+
+def _of_chances(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Divergence of independent chances, each the probability of one thing (a map's, say)."""
+    found, expected = (value.clamp(_LEAST, 1 - 1e-7) for value in (student, teacher))
+    certain = functional.binary_cross_entropy(expected, expected)
+    return functional.binary_cross_entropy(found, expected) - certain
 
 
 def _of_features(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return relative_error(student, teacher)
 
 
-_KINDS: Final[Mapping[str, Callable[[Tensor, Tensor, float], Tensor]]] = {
+def _of_attention(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Divergence of attention, the mean over heads (Wang et al., 2020)."""
+    return _of_probabilities(student.mean(1), teacher.mean(1), 1.0)
+
+
+def _of_directions(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    return (1 - functional.cosine_similarity(student, teacher, dim=-1)).mean()
+
+
+Comparison = Callable[[Tensor, Tensor, float], Tensor]
+COMPARISONS: Final[Mapping[str, Comparison]] = {
     "scores": soft_labels,
     "probabilities": _of_probabilities,
+    "logits": _of_logits,
+    "chances": _of_chances,
     "features": _of_features,
+    "attention": _of_attention,
+    "cosine": _of_directions,
 }
+"""Losses of a student's tensor, a teacher's and a temperature, by name."""
 
 
-def loss_of(
-    terms: Sequence[Term], student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]
-) -> Tensor:
-    """The weighted sum of ``terms``; raises TrainingError where two tensors differ in shape."""
-    total = torch.zeros(())
-    for term in terms:
-        found, wanted = student[term.student], teacher[term.wanted]
-        if found.shape != wanted.shape:
-            raise TrainingError(
-                f"train: {term.student!r} has the shape {tuple(found.shape)}, "
-                f"the teacher's {term.wanted!r} has {tuple(wanted.shape)}"
-            )
-        total = total + term.weight * _KINDS[term.kind](found, wanted, term.temperature)
-    return total
+def _cross_entropy(output: Tensor, labels: Tensor, form: str) -> Tensor:
+    """Of classes along the last axis, or along the second where labels lie as pictures do."""
+    if output.dim() > 2 and tuple(labels.shape) == (output.shape[0], *output.shape[2:]):
+        output = output.movedim(1, -1)
+    if tuple(labels.shape) == (*output.shape[:-1], 1):
+        labels = labels.squeeze(-1)
+    _same_shape("cross-entropy", tuple(output.shape[:-1]), labels)
+    if labels.is_floating_point():
+        labels = labels.round()
+    scores = _log(output) if form == "probabilities" else output
+    flat, wanted = scores.reshape(-1, scores.shape[-1]), labels.reshape(-1).long()
+    if int(wanted.max()) >= flat.shape[-1]:
+        raise TrainingError(
+            f"train: labels must be below {flat.shape[-1]}, the classes of the output, "
+            f"got {int(wanted.max())}"
+        )
+    return functional.cross_entropy(flat, wanted, ignore_index=_PADDING)
 
 
-def by_name(student: Iterable[str], teacher: Iterable[str], weight: float = 1.0) -> list[Term]:
-    """Terms for all tensors of a name that both have, the weight shared among them."""
-    known = set(teacher)
-    names = [name for name in student if name in known]
-    return [Term(name, weight=weight / len(names)) for name in names]
+def _mse(output: Tensor, labels: Tensor, form: str) -> Tensor:
+    labels = _laid("mse", output, labels)
+    return functional.mse_loss(output, labels.to(output.dtype))
+
+
+def _bce(output: Tensor, labels: Tensor, form: str) -> Tensor:
+    labels = _laid("bce", output, labels).to(output.dtype)
+    if bool(((labels < 0) | (labels > 1)).any()):
+        raise TrainingError("train: bce needs labels in [0, 1]")
+    if form == "chances":
+        return functional.binary_cross_entropy(output.clamp(_LEAST, 1 - 1e-7), labels)
+    return functional.binary_cross_entropy_with_logits(output, labels)
+
+
+def _ctc(output: Tensor, labels: Tensor, form: str) -> Tensor:
+    """Of sequences ``(n, steps, classes)``: blank 0, padding -1 (Graves et al., 2006)."""
+    if output.dim() != 3 or labels.dim() != 2 or len(labels) != len(output):
+        raise TrainingError(
+            f"train: ctc needs an output (n, steps, classes) and labels (n, length), got "
+            f"{tuple(output.shape)} and {tuple(labels.shape)}"
+        )
+    scores = _log(output) if form == "probabilities" else torch.log_softmax(output, -1)
+    lengths = (labels != _PADDING).sum(1)
+    steps = torch.full((len(output),), output.shape[1], dtype=torch.int64)
+    return functional.ctc_loss(
+        scores.transpose(0, 1), labels.clamp(min=0).long(), steps, lengths, zero_infinity=True
+    )
+
+
+LABELLED: Final[Mapping[str, Callable[[Tensor, Tensor, str], Tensor]]] = {
+    "cross-entropy": _cross_entropy,
+    "mse": _mse,
+    "bce": _bce,
+    "ctc": _ctc,
+}
+"""Losses of an output, labels and the output's form (scores, probabilities, chances), by name."""
+
+
+def _log(values: Tensor) -> Tensor:
+    return values.clamp(min=_LEAST).log()
+
+
+def _laid(who: str, output: Tensor, labels: Tensor) -> Tensor:
+    """Labels in the shape of the output, where they differ by axes of 1 alone."""
+    left, right = ([n for n in value.shape if n != 1] for value in (output, labels))
+    if left != right:
+        _same_shape(who, tuple(output.shape), labels)
+    return labels.reshape(output.shape)
+
+
+def _same_shape(who: str, shape: tuple[int, ...], labels: Tensor) -> None:
+    if tuple(labels.shape) != shape:
+        raise TrainingError(
+            f"train: {who} needs labels of the shape {shape} for this output, "
+            f"got {tuple(labels.shape)}"
+        )

@@ -14,8 +14,9 @@ from onnxslim_tk.train.execution import Run
 from onnxslim_tk.train.holders import holders
 from onnxslim_tk.train.operators.elementwise import ELEMENT_TYPES
 from onnxslim_tk.train.parameters import trained
-from onnxslim_tk.train.program import CONTROL, compiled, to_value
+from onnxslim_tk.train.program import CONTROL, Program, compiled, to_value
 from onnxslim_tk.train.rules import Tensor, Value
+from onnxslim_tk.train.scale import Scale
 from onnxslim_tk.train.ties import Tie, tied
 from onnxslim_tk.train.weight import Weight
 
@@ -26,17 +27,17 @@ class GraphModule(nn.Module):
     Called with a mapping of inputs by name, arrays or tensors, it gives the outputs by name.
     Parameters are the tensors of the file that :func:`onnxslim_tk.train.parameters.trained` finds;
     ``ties`` says by key, the path of a body and a name, which of ``weights`` holds it, and
-    tensors that are one share one. 16-bit floats are calculated in 32 bits. ``joins`` tells
-    whether samples may be laid together along their first axis, ``detached`` which nodes ran in
-    onnxruntime so far, because no rule is known: no gradient passes them. The model itself
-    changes only by :func:`onnxslim_tk.train.write_back.write_back`. Raises TrainingError for
-    sparse initializers.
+    tensors that are one share one. 16-bit floats are calculated in 32 bits. With ``scales`` those
+    of quantized numbers are parameters too. ``joins`` tells whether samples may be laid together
+    along their first axis, ``detached`` which nodes ran in onnxruntime so far, because no rule is
+    known: no gradient passes them. The model itself changes only by
+    :func:`onnxslim_tk.train.write_back.write_back`. Raises TrainingError for sparse initializers.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, scales: bool = False) -> None:
         super().__init__()
         self._program = program = compiled(model)
-        roles = trained(program)
+        roles = trained(program, scales)
         self.ties: dict[str, Tie] = tied(
             {key: program.constants[key] for key in roles},
             {key: id(holder) for key, holder in holders(model, roles)},
@@ -45,7 +46,15 @@ class GraphModule(nn.Module):
         for key, tie in self.ties.items():
             if tie.weight == len(self.weights):
                 role, constant = roles[key], program.constants[key]
-                self.weights.append(Weight(constant, role.is_matrix, role.unit, role.zero))
+                if role.is_scale:
+                    self.weights.append(Scale(constant.values))
+                else:
+                    self.weights.append(Weight(constant, role.is_matrix, role.unit, role.zero))
+        for key, tie in self.ties.items():
+            names = roles[key].factors or (roles[key].scale,)
+            followed = [self.weights[self.ties[n].weight] for n in names if n in self.ties]
+            if followed:
+                self.weights[tie.weight].follow(*followed)
         self._fixed: dict[str, Value] = {}
         self._buffer_names: dict[str, str] = {}
         for number, (key, constant) in enumerate(program.constants.items()):
@@ -61,6 +70,11 @@ class GraphModule(nn.Module):
         self.inputs = tuple(n for n in program.inputs if n not in program.constants)
         self.outputs = tuple(program.outputs)
         self.joins = program.joins
+
+    @property
+    def program(self) -> Program:
+        """The steps that the module runs."""
+        return self._program
 
     @property
     def detached(self) -> tuple[str, ...]:

@@ -57,6 +57,7 @@ _VECTORS: Final[dict[str, tuple[int, ...]]] = {
 _ARITHMETIC: Final = ("Add", "Sub", "Mul", "Div")
 _JOINS: Final = ("Concat",)
 _INTEGER: Final = ("MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul")
+_QUANTIZING: Final = ("QuantizeLinear", "DequantizeLinear")
 _MOVES: Final = frozenset(
     ("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Expand")
 )
@@ -80,16 +81,21 @@ _SMALLEST_JOINED: Final = 16
 class Role:
     """What a trained tensor is: a matrix or not; of integers, their unit and zero point.
 
-    These are laid out along the tensor, or single numbers.
+    These are laid out along the tensor, or single numbers. ``scale`` is the key of the tensor that
+    the unit comes from, empty where there is none; ``is_scale`` tells such a tensor, ``factors``
+    are the keys of scales that it is the product of.
     """
 
     is_matrix: bool
     unit: Array | None = None
     zero: Array | None = None
+    scale: str = ""
+    is_scale: bool = False
+    factors: tuple[str, ...] = ()
 
 
-def trained(program: Program) -> dict[str, Role]:
-    """The tensors that are trained, by key.
+def trained(program: Program, scales: bool = False) -> dict[str, Role]:
+    """The tensors that are trained, by key; with ``scales`` those of quantized numbers too.
 
     Floats count where they are weights, biases, or gains, and where arithmetic lays more than one
     of them along the data; integers where a scale turns them into weights. Statistics of
@@ -99,9 +105,87 @@ def trained(program: Program) -> dict[str, Role]:
     for key, constant in program.constants.items():
         # What a run may override is no weight.
         role = None if key in program.inputs else _role(program, key, constant)
+        if role is None and scales and _is_scale(program, key, constant):
+            role = Role(False, is_scale=True)
         if role is not None:
             roles[key] = role
+    named = dict.fromkeys(role.scale for role in roles.values() if role.scale)
+    for key in named if scales else ():
+        if _is_positive(program.constants[key]):
+            roles[key] = Role(False, is_scale=True)
+    for key, products in _bias_scales(program).items():
+        roles.pop(key, None)
+        if len(products) > 1:
+            # One number can't be two products.
+            for factor in {name for factors in products for name in factors}:
+                roles.pop(factor, None)
+            continue
+        learnt = tuple(factor for factor in next(iter(products)) if factor in roles)
+        if learnt:
+            roles[key] = Role(False, is_scale=True, factors=learnt)
+    for key in roles:
+        # Small numbers that codes are multiplied by: a step must mean the same as elsewhere.
+        if _multiplies_codes(program, key) and _is_positive(program.constants[key]):
+            roles[key] = Role(False, is_scale=True)
     return roles
+
+
+def _bias_scales(program: Program) -> dict[str, set[tuple[str, str]]]:
+    """Constant scales of biases by key, each with those of the data and of the weight.
+
+    It is their product, and has to stay so: a runtime that works in integers takes it for granted.
+    """
+    found: dict[str, set[tuple[str, str]]] = {}
+    for step in {id(step): step for step in program.makers.values()}.values():
+        made = [program.makers.get(key) for key in step.keys[:3]]
+        scales = [
+            maker.keys[1]
+            for maker in made
+            if maker is not None and maker.node.kind == "DequantizeLinear"
+        ]
+        if len(scales) == 3 and scales[2] in program.constants:
+            found.setdefault(scales[2], set()).add((scales[0], scales[1]))
+    return found
+
+
+def _multiplies_codes(program: Program, key: str) -> bool:
+    """Whether a float constant is read as a factor of integers alone, or looked up as one."""
+    if program.constants[key].element not in FLOATS:
+        return False
+    readings = list(_readings(program, key, frozenset((*_MOVES, "Gather"))))
+    return bool(readings) and all(
+        step.node.kind == "Mul" and _holds_codes(program, step.keys[1 - slot])
+        for step, slot in readings
+    )
+
+
+def _holds_codes(program: Program, key: str) -> bool:
+    """Whether a tensor is made of integers by what only moves them or turns them into floats."""
+    while key not in program.constants:
+        step = program.makers.get(key)
+        if step is None:
+            return False
+        if step.node.kind in (*_INTEGER[:2], "DynamicQuantizeLinear"):
+            return True
+        if step.node.kind not in (*_MOVES, "Gather"):
+            return False
+        key = step.keys[0]
+    return program.constants[key].element in CODES
+
+
+def _is_scale(program: Program, key: str, constant: Constant) -> bool:
+    """Whether a constant is nothing but scales of quantized numbers."""
+    readings = program.readers.get(key, ())
+    scaling = [step.node.kind in _QUANTIZING and slot == 1 for step, slot in readings]
+    if key in program.inputs or not any(scaling) or constant.element not in FLOATS:
+        return False
+    # Scales of biases are products of others.
+    others = [step.node.kind == "Mul" for step, _ in readings]
+    return all(map(any, zip(scaling, others, strict=True))) and _is_positive(constant)
+
+
+def _is_positive(constant: Constant) -> bool:
+    return bool((constant.values.astype(np.float64) > 0).all())
 
 
 def _role(program: Program, key: str, constant: Constant) -> Role | None:
@@ -132,13 +216,15 @@ def _is_laid(step: Step, constant: Constant) -> bool:
     return bool(np.isfinite(wide).all() and (np.abs(wide) < _LARGEST).all())
 
 
-def _readings(program: Program, key: str) -> Iterator[tuple[Step, int]]:
+def _readings(
+    program: Program, key: str, through: frozenset[str] = _MOVES
+) -> Iterator[tuple[Step, int]]:
     """The inputs that a tensor ends in, through what only moves or decodes it."""
     waiting, seen = [key], {key}
     while waiting:
         for step, slot in program.readers.get(waiting.pop(), ()):
             kind = step.node.kind
-            moves = kind in _MOVES or (kind == "DequantizeLinear" and slot == 0)
+            moves = kind in through or (kind == "DequantizeLinear" and slot == 0)
             if not moves or slot != 0:
                 yield step, slot
                 continue
@@ -152,12 +238,13 @@ def _coded(program: Program, key: str, constant: Constant, is_matrix: bool) -> R
     shape = constant.values.shape
     for step, slot in program.readers.get(key, ()):
         if step.node.kind == "DequantizeLinear" and slot == 0:
-            scale, zero = (_constant(program, step, k) for k in (1, 2))
+            scale, zero = _product(program, step), _constant(program, step, 2)
             if scale is None:
                 return None
             laid = [None if v is None else _laid(step, v, shape) for v in (scale, zero)]
-            return Role(is_matrix and len(shape) > 1, laid[0], laid[1])
-    scale = _later_scale(program, key)
+            source = step.keys[1] if step.keys[1] in program.constants else ""
+            return Role(is_matrix and len(shape) > 1, laid[0], laid[1], source)
+    scale, source = _later_scale(program, key)
     if scale is None:
         # The scale comes later or nowhere; weights as large as those that training begins with.
         direct = any(step.node.kind in _INTEGER for step, _ in program.readers.get(key, ()))
@@ -168,25 +255,29 @@ def _coded(program: Program, key: str, constant: Constant, is_matrix: bool) -> R
         return Role(True, np.full(1, 1 / spread / np.sqrt(inputs)))
     try:
         if np.broadcast_shapes(scale.shape, shape) == shape:
-            return Role(len(shape) > 1, scale)
+            return Role(len(shape) > 1, scale, scale=source)
     except ValueError:
         pass
     return Role(len(shape) > 1, np.sqrt((scale.astype(np.float64) ** 2).mean()).reshape(1))
 
 
-def _later_scale(program: Program, key: str) -> Array | None:
-    """The constant that multiplies a tensor, or is its scale, behind Casts and a Gather."""
+def _later_scale(program: Program, key: str) -> tuple[Array | None, str]:
+    """The constant that multiplies a tensor, or is its scale, behind Casts and a Gather.
+
+    With the key of that constant, where nothing comes between.
+    """
     waiting, seen = [key], {key}
     while waiting:
         for step, slot in program.readers.get(waiting.pop(), ()):
             kind = step.node.kind
             if kind == "Mul" or (kind == "DequantizeLinear" and slot == 0):
-                return _behind(program, step, 1 - slot)
+                source = step.keys[1 - slot]
+                return _behind(program, step, 1 - slot), source * (source in program.constants)
             follows = kind in _MOVES or kind == "Gather"
             if follows and slot == 0 and step.node.key not in seen:
                 seen.add(step.node.key)
                 waiting.append(step.node.key)
-    return None
+    return None, ""
 
 
 def _behind(program: Program, step: Step, slot: int) -> Array | None:
@@ -201,6 +292,18 @@ def _behind(program: Program, step: Step, slot: int) -> Array | None:
         if found is not None and step.node.kind == "Gather":
             return found.reshape(len(found), -1)
     return found
+
+
+def _product(program: Program, step: Step) -> Array | None:
+    """The scale of a DequantizeLinear: a constant, or the product of two, as biases have it."""
+    maker = program.makers.get(step.keys[1])
+    if maker is None or maker.node.kind != "Mul":
+        return _constant(program, step, 1)
+    factors = [_constant(program, maker, k) for k in (0, 1)]
+    if factors[0] is None or factors[1] is None:
+        return None
+    product: Array = factors[0] * factors[1]
+    return product
 
 
 def _constant(program: Program, step: Step, slot: int) -> Array | None:

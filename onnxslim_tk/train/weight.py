@@ -1,5 +1,6 @@
 """A tensor of the file as a parameter, in the form that it is stored in."""
 
+from math import inf, log2
 from typing import Any, Final
 
 import numpy as np
@@ -14,6 +15,7 @@ from onnxslim_tk.train.operators.quantized import CODES
 from onnxslim_tk.train.program import Constant
 from onnxslim_tk.train.rounding import narrowed, rounded
 from onnxslim_tk.train.rules import Tensor
+from onnxslim_tk.train.scale import Scale
 
 Array = NDArray[Any]
 
@@ -22,6 +24,10 @@ _MOST_INTEGERS: Final = 64
 _WIDTHS: Final = (8, 4, 2)
 _USES: Final = 4
 """How often an entry of a codebook must be used on average: by chance, no value comes twice."""
+_FEWER: Final = 0.8
+"""Share of the bits of single values that codes of rows must keep to."""
+_ROWS: Final = 1 << 16
+"""Rows that are held against a codebook at once."""
 _PRUNED: Final = 0.5
 """Share of zeros from which on codes of zero are pruned weights and not just small ones."""
 
@@ -64,6 +70,8 @@ class Weight(nn.Module):
             self.register_buffer(
                 name, None if array is None else torch.from_numpy(np.asarray(array, real.dtype))
             )
+        self._scale: tuple[Scale, ...] = ()
+        self.shadow: nn.Parameter | None = None
         plain = unit is None and self.narrow is None
         self.is_plain = plain and mask is None and book is None
 
@@ -84,17 +92,48 @@ class Weight(nn.Module):
         real = (wide.astype(np.float64) - shift) * unit
         return real.astype(wide.dtype), unit, shift
 
+    def follow(self, scale: Scale) -> None:
+        """Round integers in units of ``scale`` as it is learnt."""
+        if self.unit is not None and self.unit.numel() == scale.base.numel():
+            # In a tuple: it is a module of its own, and no part of this one.
+            self._scale = (scale,)
+
+    def loosen(self) -> None:
+        """Let codes change: a ``shadow`` of single values learns beside the codebook."""
+        if self.codes is not None and self.shadow is None:
+            self.shadow = nn.Parameter(self._looked_up().detach().clone())
+
+    def reassign(self) -> int:
+        """Give each place the entry that is nearest to its shadow; how many changed."""
+        if self.codes is None or self.shadow is None:
+            return 0
+        with torch.no_grad():
+            entries = self.value.reshape(len(self.value), -1)
+            rows = self.shadow.reshape(-1, entries.shape[1])
+            nearest = torch.cat([torch.cdist(r, entries).argmin(1) for r in rows.split(_ROWS)])
+            changed = int((nearest != self.codes).sum())
+            self.codes.copy_(nearest)
+        return changed
+
+    def _looked_up(self) -> Tensor:
+        return self.value.index_select(0, self.codes).reshape(self.shape)
+
     def dense(self) -> Tensor:
         """The tensor as the graph reads it; integers as floats, so that a gradient passes."""
         value = self.value
         if self.is_plain:
             return value
         if self.codes is not None:
-            value = value.index_select(0, self.codes).reshape(self.shape)
+            value = self._looked_up()
+            if self.shadow is not None:
+                value = value + (self.shadow - self.shadow.detach())
         if self.mask is not None:
             value = value * self.mask
         if self.ends is not None:
-            return torch.clamp(rounded(value / self.unit) + self.zero, *self.ends)
+            unit = self.unit
+            if self._scale:
+                unit = unit * self._scale[0].ratio().reshape(unit.shape)
+            return torch.clamp(rounded(value / unit) + self.zero, *self.ends)
         return value if self.narrow is None else narrowed(value, self.narrow)
 
     def stored(self) -> Array:
@@ -117,18 +156,20 @@ def _codebook(stored: Array, is_integer: bool) -> Alphabet | None:
         return None
     facts = inspect(np.ascontiguousarray(stored))
     single = facts.alphabet
-    most = _MOST_INTEGERS if is_integer else _MOST_ENTRIES
-    if single is not None and 1 < len(single.entries) <= most:
-        if len(single.entries) * _USES > single.size:
-            return None
-        values = np.sort(single.entries.reshape(-1).astype(np.float64))
-        # Whole numbers without a gap are a grid that one rounds to.
-        return None if is_integer and bool((np.diff(values) == 1).all()) else single
-    for width in () if is_integer else _WIDTHS:
-        rows = facts.rows(width, lambda count, size: count <= _MOST_ENTRIES)
-        if rows is not None and len(rows.entries) > 1 and _USES * len(rows.entries) <= rows.size:
+    count = len(single.entries) if single is not None else inf
+    for width in _WIDTHS:
+        rows = facts.rows(width, lambda found, size: found <= _MOST_ENTRIES)
+        if rows is None or len(rows.entries) < 2 or _USES * len(rows.entries) > rows.size:
+            continue
+        # Single values in any order make up rows too, but as many bits of them.
+        if log2(len(rows.entries)) < _FEWER * width * log2(count):
             return rows
-    return None
+    most = _MOST_INTEGERS if is_integer else _MOST_ENTRIES
+    if single is None or not 1 < count <= most or count * _USES > single.size:
+        return None
+    values = np.sort(single.entries.reshape(-1).astype(np.float64))
+    # Whole numbers without a gap are a grid that one rounds to.
+    return None if is_integer and bool((np.diff(values) == 1).all()) else single
 
 
 def _first_places(codes: Array, count: int) -> Array:

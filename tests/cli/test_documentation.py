@@ -4,15 +4,22 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import Result
 
 from onnxslim_tk.passes import PASSES
+from onnxslim_tk.plan.augmentation import AUGMENTATIONS
 from onnxslim_tk.plan.recipe import parse_recipe
+from onnxslim_tk.plan.recovery import Distill
+from onnxslim_tk.plan.training import training_of
 
 Run = Callable[..., Result]
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+
+_TORCHRUN = ("--nproc-per-node", "--no-python")
 
 
 def test_the_recipe_in_the_readme_can_be_read() -> None:
@@ -24,9 +31,11 @@ def test_the_recipe_in_the_readme_can_be_read() -> None:
 
 def test_every_option_in_the_readme_exists(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERMINAL_WIDTH", "200")
-    helps = [run(verb, "--help").stdout for verb in ("optimize", "apply", "demo")]
-    known = {"--cov", *re.findall(r"--[a-z][a-z-]*", " ".join(helps))}
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - known == set()
+    verbs = ("optimize", "apply", "demo", "student", "distill", "finetune")
+    helps = [run(verb, "--help").stdout for verb in verbs]
+    known = {"--cov", *_TORCHRUN, *re.findall(r"--[a-z][a-z0-9-]*", " ".join(helps))}
+    for text in (README, TRAINING):
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text)) - known == set()
 
 
 def test_every_command_in_the_readme_exists_and_none_is_missing(run: Run) -> None:
@@ -49,3 +58,43 @@ def test_every_setting_is_explained_with_its_default(method: str) -> None:
         name: re.sub("^(True|False)$", lambda m: m[0].lower(), text)
         for name, text in spelled.items()
     }
+
+
+def test_the_examples_of_training_run(
+    run: Run, model: Path, samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch", reason="the extra train isn't installed")
+    monkeypatch.chdir(tmp_path)
+    examples = TRAINING.split("## Three examples")[1].split("\n## ")[0]
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", examples, re.DOTALL)
+    Path("prune.yaml").write_text(recipe.replace("*conv1*", "*"))
+    commands = re.findall(r"^onnxslim (.*)$", examples, re.MULTILINE)
+    assert len(commands) == 6
+    for command in commands:
+        command = command.replace("images/", "digits.npz").replace("digits.npz", str(samples))
+        for name in ("resnet.onnx", "vgg.onnx", "digits.onnx"):
+            command = command.replace(name, str(model))
+        short = ("--steps", 20) if command.startswith(("distill", "finetune")) else ()
+        result = run(*command.split(), *short)
+        assert result.exit_code == 0, (command, result.stderr)
+    for name in ("tuned", "recovered", "taught"):
+        assert Path(f"{name}.onnx").is_file()
+
+
+def test_recipes_of_training_can_be_read() -> None:
+    texts = re.findall(r"```yaml\n(.*?)```", TRAINING, re.DOTALL)
+    trainings = [text for text in texts if "augment" in text]
+    (training,) = [training_of(yaml.safe_load(text), "docs") for text in trainings]
+    assert [a.name for a in training.augment] == ["shift", "noise", "erase"]
+    stages = [text for text in texts if "recover" in text]
+    assert [parse_recipe(text, "docs", PASSES).stages[2].recover for text in stages] == [
+        Distill(steps=500)
+    ]
+
+
+def test_every_augmentation_and_setting_of_a_recovery_is_explained() -> None:
+    told = set(re.findall(r"^\| `(\w+)` \| `\w+: ", TRAINING, re.MULTILINE))
+    assert told == set(AUGMENTATIONS)
+    section = TRAINING.split("## In a recipe")[1].split("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)`(?: \(main\))? \| (\S+) \|", section, re.MULTILINE))
+    assert rows == {f.name: str(getattr(Distill(), f.name)) for f in fields(Distill)}

@@ -14,7 +14,7 @@ Run = Callable[..., Result]
         (("--recipe", "tiniest"), "neither a preset (balanced, light, small) nor a readable file"),
         (("--set", "quantize"), "must read pass.field=value, got 'quantize'"),
         (("--set", "quantize.colour=red"), "there is no setting 'colour'"),
-        (("--set", "quantize.weight_bits=9"), "weight bits must be 7 or 8, got 9"),
+        (("--set", "quantize.weight_bits=9"), "weight bits must be 2 to 8, got 9"),
         (("--set", "paint.colour=red"), "the recipe has no pass 'paint'"),
         (("--exclude", "*decoder*"), "'*decoder*' matches no layer of this model"),
         (("--metric", "beauty"), "must be one of accuracy"),

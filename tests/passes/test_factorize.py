@@ -224,7 +224,10 @@ def test_the_layer_keeps_its_name_and_the_first_factor_answers_to_it() -> None:
         ({"keep": 1.2}, r"factorize: keep must be in \(0, 1\], got 1.2"),
         ({"keep": 0.0}, r"factorize: keep must be in \(0, 1\], got 0.0"),
         ({"kinds": ()}, r"factorize: kinds must be of channel, spatial, .*, got \(\)"),
-        ({"kinds": ("svd",)}, "factorize: kinds must be of channel, spatial, tucker, cp, blocks"),
+        (
+            {"kinds": ("svd",)},
+            "factorize: kinds must be of channel, spatial, tucker, cp, sep",
+        ),
         ({"pays": "money"}, "factorize: pays must be latency or bytes, got 'money'"),
         ({"max_error": -1.0}, "factorize: max_error must be 0 or more, got -1.0"),
     ],
@@ -307,7 +310,7 @@ def test_three_convolutions_compute_the_product_of_three_factors(name: str, kind
     np.testing.assert_allclose(given, outputs_of(dense, feed)["y"], atol=2e-3)
 
 
-@pytest.mark.parametrize("kind", ["tucker", "cp", "channel", "spatial", "blocks"])
+@pytest.mark.parametrize("kind", ["tucker", "cp", "separable", "channel", "spatial", "blocks"])
 def test_multiply_accumulates_of_every_form_are_those_of_a_run(kind: str) -> None:
     model, feed = model_with("striding"), feed_of("striding")
     context = seen(model, feed, FINE)
@@ -317,6 +320,31 @@ def test_multiply_accumulates_of_every_form_are_those_of_a_run(kind: str) -> Non
     ANY.apply(model, [row_of(kind, 4)], context)
     shapes = observe(model, [feed], frozenset(), 0).shapes
     assert saved == before - sum(part.macs(shapes) or 0 for part in layers(model))
+
+
+@pytest.mark.parametrize("name", ["conv", "striding", "valid", "line"])
+def test_a_separable_convolution_filters_each_channel_and_mixes_all(name: str) -> None:
+    shape = CALLS[name][2]
+    taps = normal(1, 12, 2, *shape[2:])
+    # Two filters a channel are what the weight is made of.
+    whole = np.einsum("ncr,cr...->nc...", normal(2, 20, 12, 2), taps).astype(np.float32)
+    model, feed = model_with(name, weight=whole), feed_of(name)
+    expected = outputs_of(model, feed)["y"]
+    ANY.apply(model, [row_of("separable", 2)], seen(model, feed, FINE))
+    first, second = layers(model)
+    assert first.groups == 12
+    assert first.shape == (24, 1, *shape[2:])
+    assert set(second.shape[2:]) == {1}
+    np.testing.assert_allclose(outputs_of(model, feed)["y"], expected, rtol=1e-2, atol=2e-2)
+
+
+def test_one_filter_a_channel_is_fast_enough_for_the_target() -> None:
+    text = f"{HEAD} g (float[N, 64, 32, 32] x) => (float y) {{ y = Conv<pads=[1,1,1,1]>(x, w) }}"
+    model = opened(model_of(text, {"w": normal(1, 64, 64, 3, 3)}))
+    context = seen(model, {"x": normal(2, 1, 64, 32, 32)})
+    row = rows_of(model, context, Factorize(keep=0.2, kinds=("separable",), max_error=1.0))[0]
+    assert row.details["rank"] == 1
+    assert row.cost_saved > 0
 
 
 def test_blocks_become_a_convolution_in_groups() -> None:

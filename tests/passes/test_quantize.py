@@ -163,7 +163,7 @@ def test_excluded_and_tuned_layers_get_what_the_recipe_says() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"weight_bits": 4}, "quantize: weight bits must be 7 or 8, got 4"),
+        ({"weight_bits": 1}, "quantize: weight bits must be 2 to 8, got 1"),
         (
             {"ranges": "wide"},
             "quantize: ranges must be auto, minmax, moving-average, percentile, mse, entropy, "

@@ -2,6 +2,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from onnxslim_tk.errors import RecipeError
@@ -161,3 +162,55 @@ def test_a_limit_that_no_pruning_meets_is_said_not_to_hold(
     report = optimize(wide, tmp_path / "result.onnx", "light", options)
     assert not report.holds
     assert [c.figure for c in report.checks if not c.holds] == ["share of macs"]
+
+
+def low_rank(write: Write) -> Path:
+    """A network whose middle weight is of low rank, and whose channels are all needed."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 32] x) => (float[N, 96] y) {
+        m1 = MatMul(x, w1)
+        r1 = Relu(m1)
+        m2 = MatMul(r1, w2)
+        r2 = Relu(m2)
+        y = MatMul(r2, w3)
+    }"""
+    thin = normal(1, 256, 16, scale=0.1) @ normal(2, 16, 256, scale=0.3)
+    weights = {"w1": normal(0, 32, 256), "w2": thin.astype(np.float32), "w3": normal(3, 256, 96)}
+    return write(model_of(text, weights), "low_rank.onnx")
+
+
+def test_limits_are_met_by_whatever_method_costs_least(
+    write: Write, samples: Samples, tmp_path: Path
+) -> None:
+    source, qualities = low_rank(write), []
+    for text in (
+        "stages: {clean: [clean], structure: [{factorize: {max_error: 0.5}}, {channels: 0.25}]}",
+        "stages: {clean: [clean], structure: [{channels: 0.25}]}",
+    ):
+        recipe = parse_recipe(text, "mine", PASSES)
+        options = Options(calibration=samples, budget=Budget(max_macs="67%"))
+        report = optimize(source, tmp_path / "result.onnx", recipe, options)
+        assert report.holds
+        qualities.append((outputs_in(report)[0].sqnr_db, report.plan))
+    assert qualities[0][0] > qualities[1][0] + 3
+    rows = qualities[0][1].stages[1].rows
+    assert {row.targets for row in rows if row.method == "factorize"} == {("m2",)}
+
+
+def test_a_limit_alone_lets_all_methods_of_structure_have_a_part(
+    write: Write, samples: Samples, tmp_path: Path
+) -> None:
+    options = Options(calibration=samples, budget=Budget(max_latency="80%"))
+    report = optimize(low_rank(write), tmp_path / "result.onnx", "light", options)
+    assert report.holds
+    stage = next(stage for stage in report.plan.stages if stage.stage == "structure")
+    assert {row.method for row in stage.rows} <= {"blocks", "operators", "factorize", "channels"}
+    assert stage.rows
+
+
+def test_channels_may_be_cut_twice(wide: Path, samples: Samples, tmp_path: Path) -> None:
+    text = "stages: {first: [{channels: 0.75}], second: [{channels: 0.5}], then: [sparsify]}"
+    recipe = parse_recipe(text, "twice", PASSES)
+    options = Options(calibration=samples, budget=Budget(min_sqnr_db=-10, min_agreement=0))
+    report = optimize(wide, tmp_path / "result.onnx", recipe, options)
+    assert [bool(stage.rows) for stage in report.plan.stages] == [True, True, True]

@@ -1,15 +1,15 @@
-from itertools import pairwise
-from typing import Any
-
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the extra train isn't installed")
 
 from onnxslim_tk.errors import TrainingError
-from onnxslim_tk.train.distillation import Lesson, Schedule, distill
-from onnxslim_tk.train.losses import Term
+from onnxslim_tk.measure.samples import Samples
+from onnxslim_tk.plan.schedule import Schedule
+from onnxslim_tk.train.distillation import distill
+from onnxslim_tk.train.fit import Lesson, Look
 from onnxslim_tk.train.module import GraphModule
+from onnxslim_tk.train.terms import Term
 from tests.models import Array, mlp, model_of, normal, opened
 
 FEEDS = [{"x": normal(k, 1, 32)} for k in range(40)]
@@ -29,7 +29,7 @@ def worse(seed: int = 0) -> GraphModule:
 
 def taught(student: GraphModule, schedule: Schedule = QUICK) -> Lesson:
     teacher = GraphModule(opened(mlp()))
-    return distill(student, teacher, TERMS, FEEDS[:30], FEEDS[30:], schedule)
+    return distill(student, teacher, TERMS, Samples(FEEDS[:30]), Samples(FEEDS[30:]), schedule)
 
 
 def state(module: GraphModule) -> list[Array]:
@@ -38,9 +38,8 @@ def state(module: GraphModule) -> list[Array]:
 
 def test_a_student_comes_nearer_to_its_teacher() -> None:
     lesson = taught(worse())
-    losses = dict(lesson.losses)
-    assert losses[lesson.best] < 0.5 * losses[0]
-    assert lesson.best == min(losses, key=lambda step: losses[step])
+    assert lesson.after.loss < 0.5 * lesson.before.loss
+    assert lesson.after == min(lesson.looks, key=lambda look: look.loss)
 
 
 def test_a_student_never_ends_worse_than_it_began() -> None:
@@ -54,7 +53,8 @@ def test_a_student_never_ends_worse_than_it_began() -> None:
 
 def test_learning_ends_when_nothing_gets_better() -> None:
     lesson = taught(worse(), Schedule(steps=500, batch=8, rate=30.0, every=5, patience=2))
-    assert lesson.losses[-1][0] <= 10
+    assert lesson.looks[-1].step <= 10
+    assert lesson.ended in ("patience", "diverged")
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
@@ -75,44 +75,23 @@ def test_samples_of_many_shapes_are_taken_one_by_one() -> None:
     assert not student.joins
     feeds = [{"x": normal(k, 1, 2 + k % 3, 4)} for k in range(12)]
     schedule = Schedule(steps=60, batch=4, rate=0.05, every=20)
-    lesson = distill(student, teacher, [Term("y")], feeds[:8], feeds[8:], schedule)
-    assert dict(lesson.losses)[lesson.best] < 0.1 * lesson.losses[0][1]
+    parts = Samples(feeds[:8]), Samples(feeds[8:])
+    lesson = distill(student, teacher, [Term("y")], *parts, schedule)
+    assert lesson.after.loss < 0.1 * lesson.before.loss
 
 
 def test_progress_is_told() -> None:
-    heard: list[tuple[int, float]] = []
+    heard: list[Look] = []
     teacher = GraphModule(opened(mlp()))
+    parts = Samples(FEEDS[:8]), Samples(FEEDS[8:])
     lesson = distill(
-        worse(),
-        teacher,
-        TERMS,
-        FEEDS[:8],
-        FEEDS[8:],
-        QUICK,
-        lambda step, loss: heard.append((step, loss)),
+        worse(), teacher, TERMS, *parts, QUICK, heard=lambda look, steps: heard.append(look)
     )
-    assert tuple(heard) == lesson.losses[1:]
+    assert tuple(heard) == lesson.looks
 
 
-def test_the_rate_rises_and_falls() -> None:
-    schedule = Schedule(steps=100, rate=1.0, warm_up=0.1)
-    rates = [schedule.rate_at(step) for step in range(100)]
-    assert np.argmax(rates) == 10
-    assert max(rates) == pytest.approx(1)
-    assert all(a < b for a, b in pairwise(rates[:11]))
-    assert all(a > b for a, b in pairwise(rates[10:]))
-    assert rates[-1] < 0.02
-
-
-def test_settings_out_of_range_are_refused() -> None:
-    wrong: list[dict[str, Any]] = [
-        {"steps": 0},
-        {"rate": 0.0},
-        {"average": 1.0},
-        {"clip": float("inf")},
-    ]
-    for settings in wrong:
-        with pytest.raises(TrainingError, match=f"train: {next(iter(settings))} must be"):
-            Schedule(**settings)
-    with pytest.raises(TrainingError, match="at least one term"):
-        distill(worse(), worse(), [], FEEDS, FEEDS, QUICK)
+def test_nothing_to_learn_is_refused() -> None:
+    with pytest.raises(TrainingError, match="at least one loss"):
+        distill(worse(), worse(), [], Samples(FEEDS), Samples(FEEDS), QUICK)
+    with pytest.raises(TrainingError, match="at least one sample"):
+        distill(worse(), worse(), TERMS, Samples([]), Samples(FEEDS), QUICK)

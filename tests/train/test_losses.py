@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="the extra train isn't installed")
 
 from onnxslim_tk.errors import TrainingError
-from onnxslim_tk.train.losses import Term, by_name, loss_of, relative_error, soft_labels
+from onnxslim_tk.train.losses import COMPARISONS, LABELLED, relative_error, soft_labels
 from onnxslim_tk.train.rules import Tensor
 from tests.models import normal
 
@@ -33,10 +33,9 @@ def test_the_gradient_of_soft_labels_is_the_difference_of_the_distributions() ->
 
 def test_probabilities_and_scores_teach_the_same() -> None:
     student, teacher = scores(1), scores(0)
-    by_scores = loss_of([Term("y", kind="scores", temperature=2)], {"y": student}, {"y": teacher})
-    soft = {"y": torch.softmax(student, -1)}, {"y": torch.softmax(teacher, -1)}
-    by_shares = loss_of([Term("y", kind="probabilities", temperature=2)], *soft)
-    assert float(by_scores) == pytest.approx(float(by_shares), rel=1e-4)
+    soft = torch.softmax(student, -1), torch.softmax(teacher, -1)
+    by_shares = COMPARISONS["probabilities"](*soft, 2.0)
+    assert float(by_shares) == pytest.approx(float(soft_labels(student, teacher, 2.0)), rel=1e-4)
 
 
 def test_a_student_that_says_nothing_errs_by_one() -> None:
@@ -44,26 +43,51 @@ def test_a_student_that_says_nothing_errs_by_one() -> None:
     assert float(relative_error(scores(0) * 1000, scores(0) * 1000)) == 0
 
 
-def test_terms_add_up_by_their_weights() -> None:
-    found, wanted = {"a": scores(0), "b": scores(1)}, {"a": scores(2), "c": scores(3)}
-    one, other = Term("a", weight=0.5), Term("b", "c", weight=2.0)
-    both = loss_of([one, other], found, wanted)
-    parts = loss_of([one], found, wanted) + loss_of([other], found, wanted)
-    assert float(both) == pytest.approx(float(parts))
+@pytest.mark.parametrize("kind", sorted(COMPARISONS))
+def test_what_is_alike_costs_nothing_and_what_differs_does(kind: str) -> None:
+    def of(seed: int) -> Tensor:
+        values = torch.from_numpy(normal(seed, 2, 3, 5, 5))
+        return torch.softmax(values, -1) if kind in ("probabilities", "attention") else values
+
+    same, other = (of(0), of(1)) if kind != "chances" else (of(0).sigmoid(), of(1).sigmoid())
+    assert float(COMPARISONS[kind](same, same, 1.0)) == pytest.approx(0, abs=1e-5)
+    assert float(COMPARISONS[kind](other, same, 1.0)) > 0.01
 
 
-def test_tensors_of_one_name_share_the_weight() -> None:
-    terms = by_name(["a", "b", "c"], ["c", "a"], weight=0.5)
-    assert [(term.student, term.weight) for term in terms] == [("a", 0.25), ("c", 0.25)]
-    assert by_name(["a"], ["b"]) == []
+def test_scores_and_probabilities_are_held_against_labels_alike() -> None:
+    labels = torch.tensor([0, 6, 2, 3, 1])
+    loss = LABELLED["cross-entropy"]
+    soft = loss(torch.softmax(scores(0), -1), labels, "probabilities")
+    assert float(loss(scores(0), labels, "scores")) == pytest.approx(float(soft), rel=1e-4)
+    chances = LABELLED["bce"](scores(0).sigmoid(), (scores(1) > 0), "chances")
+    plain = LABELLED["bce"](scores(0), (scores(1) > 0), "scores")
+    assert float(plain) == pytest.approx(float(chances), rel=1e-4)
 
 
-def test_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(TrainingError, match="weight must be above 0, got 0"):
-        Term("y", weight=0)
-    with pytest.raises(TrainingError, match="temperature must be above 0"):
-        Term("y", temperature=-1)
-    with pytest.raises(TrainingError, match="kind must be one of scores"):
-        Term("y", kind="other")
-    with pytest.raises(TrainingError, match=r"'y' has the shape \(5, 7\), the teacher's 'z'"):
-        loss_of([Term("y", "z")], {"y": scores(0)}, {"z": scores(0)[:3]})
+def test_pictures_have_their_classes_along_the_second_axis() -> None:
+    maps, labels = torch.from_numpy(normal(0, 2, 4, 3, 5)), torch.ones(2, 3, 5)
+    expected = torch.nn.functional.cross_entropy(maps, labels.long())
+    found = LABELLED["cross-entropy"](maps, labels, "scores")
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_sequences_are_held_against_labels_of_any_length() -> None:
+    good = torch.full((1, 5, 4), -9.0)
+    for step, letter in enumerate([1, 0, 2, 2, 3]):
+        good[0, step, letter] = 9.0
+    loss = LABELLED["ctc"]
+    assert float(loss(good, torch.tensor([[1, 2, 3, -1]]), "scores")) < 0.01
+    assert float(loss(good, torch.tensor([[3, 2, 1, -1]]), "scores")) > 1
+
+
+def test_labels_that_do_not_fit_are_refused() -> None:
+    wrong = [
+        ("cross-entropy", torch.zeros(4), "needs labels of the shape"),
+        ("cross-entropy", torch.full((5,), 7), "must be below 7"),
+        ("mse", torch.zeros(5, 6), "needs labels of the shape"),
+        ("bce", torch.full((5, 7), 2.0), r"in \[0, 1\]"),
+        ("ctc", torch.zeros(5, 2), "ctc needs an output"),
+    ]
+    for name, labels, words in wrong:
+        with pytest.raises(TrainingError, match=words):
+            LABELLED[name](scores(0), labels, "scores")

@@ -89,3 +89,39 @@ def test_indices_and_shapes_are_no_weights() -> None:
         i=np.array([0, 1]),
     )
     assert not found
+
+
+def test_factors_of_codes_learn_as_scales() -> None:
+    found = roles(
+        "c = Cast<to=1>(q) w = Mul(c, s) y = Conv(x, w)",
+        q=np.ones((4, 3, 1, 1), np.int8),
+        s=np.full((4, 1, 1, 1), 0.01, np.float32),
+    )
+    assert found["s"].is_scale
+    assert not found["q"].is_scale
+
+
+QDQ = (
+    "a = QuantizeLinear(x, p, z) b = DequantizeLinear(a, p, z) "
+    "w = DequantizeLinear(q, s) c = DequantizeLinear(i, t) y = Conv(b, w, c)"
+)
+
+
+def test_the_scale_of_a_bias_is_the_product_of_two() -> None:
+    constants: dict[str, Any] = {
+        "p": np.float32(0.1),
+        "z": np.uint8(128),
+        "q": np.ones((4, 3, 1, 1), np.int8),
+        "s": np.float32(0.02),
+        "i": np.ones(4, np.int32),
+    }
+    text = f'<ir_version: 8, opset_import: ["": 17]> g (float[2, 3, 8, 8] x) => (float y) {{{QDQ}}}'
+    stored = model_of(text, {**constants, "t": np.float32(0.002)})
+    found = trained(compiled(opened(stored)), scales=True)
+    assert {key: role.factors for key, role in found.items() if role.is_scale} == {
+        "p": (),
+        "s": (),
+        "t": ("p", "s"),
+    }
+    made = model_of(text.replace("c = Deq", "t = Mul(p, s) c = Deq"), constants)
+    assert set(trained(compiled(opened(made)), scales=True)) == {"q", "i", "p", "s"}

@@ -125,3 +125,38 @@ def test_sixteen_bits_are_trained_in_thirty_two() -> None:
         weight.value.add_(1e-6)
     dense = weight.dense().detach().numpy()
     np.testing.assert_array_equal(dense, dense.astype(np.float16))
+
+
+def test_codes_follow_the_shadow_of_single_values() -> None:
+    entries = np.array([-1.0, 0.5, 2.0], np.float32)
+    stored = entries[np.random.default_rng(0).integers(0, 3, (8, 8))]
+    weight = Weight(constant(stored), True)
+    assert weight.reassign() == 0
+    weight.loosen()
+    np.testing.assert_array_equal(weight.stored(), stored)
+    weight.dense().sum().backward()
+    assert weight.shadow is not None
+    assert weight.shadow.grad is not None
+    with torch.no_grad():
+        weight.shadow[0, 0] = 1.9
+        weight.shadow[0, 1] = -0.8
+    changed = int(stored[0, 0] != 2) + int(stored[0, 1] != -1)
+    assert weight.reassign() == changed
+    expected = stored.copy()
+    expected[0, :2] = 2.0, -1.0
+    np.testing.assert_array_equal(weight.stored(), expected)
+
+
+def test_few_rows_of_integers_are_a_codebook_and_a_narrow_grid_is_none() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.integers(-127, 128, (32, 2)).astype(np.int8)
+    values = rows[rng.integers(0, 32, (64, 16))].reshape(64, 32)
+    weight = Weight(constant(values), True, np.full((64, 1), 0.01))
+    assert weight.value.shape == (32, 2)
+    np.testing.assert_array_equal(weight.stored(), values)
+    with torch.no_grad():
+        weight.value.mul_(0.7)
+    assert len(np.unique(weight.stored().reshape(-1, 2), axis=0)) <= 32
+    for most in (1, 3, 7):
+        grid = rng.integers(-most, most + 1, (64, 32)).astype(np.int8)
+        assert Weight(constant(grid), True, np.full(1, 0.1)).codes is None

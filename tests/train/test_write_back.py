@@ -213,3 +213,60 @@ def test_another_model_is_refused_and_stays_as_it_was() -> None:
     with pytest.raises(TrainingError, match="'w0' has the shape"):
         write_back(GraphModule(opened(model_of(text, {"w0": normal(0, 3)}))), other)
     assert digest(other) == before
+
+
+LOOP = """<ir_version: 8, opset_import: ["": 17]>
+g (float[2, 3] x, int64 n) => (float[2, 3] y) {
+    t = Constant<value = bool {1}>()
+    y = Loop(n, t, x) <
+        body = b (int64 i, bool go, float[2, 3] s) => (bool on, float[2, 3] next) {
+            on = Identity(go) m = MatMul(s, w) next = Tanh(m)
+        }
+    >
+}"""
+SCAN = """<ir_version: 8, opset_import: ["": 17]>
+g (float[2, 3] x, float[4, 2, 3] n) => (float[2, 3] y) {
+    y = Scan(x, n) <
+        num_scan_inputs = 1,
+        body = b (float[2, 3] s, float[2, 3] r) => (float[2, 3] next) {
+            m = MatMul(s, w) next = Add(m, r)
+        }
+    >
+}"""
+
+
+@pytest.mark.parametrize("text", [LOOP, SCAN])
+@pytest.mark.parametrize("inside", [True, False])
+def test_weights_of_loops_go_back_to_them(text: str, inside: bool) -> None:
+    weight = numpy_helper.from_array(normal(0, 3, 3, scale=0.5), "w")
+    proto = parser.parse_model(text)
+    loop = next(node for node in proto.graph.node if node.op_type in ("Loop", "Scan"))
+    body = next(a.g for a in loop.attribute if a.name == "body")
+    (body if inside else proto.graph).initializer.append(weight)
+    model = opened(proto)
+    module = GraphModule(model)
+    assert set(module.ties) == {"y/body/w" if inside else "w"}
+    shake(module)
+    write_back(module, model)
+    steps = np.array(3) if text is LOOP else normal(2, 4, 2, 3)
+    feed = {"x": normal(1, 2, 3), "n": steps}
+    found = module(feed)["y"].detach().numpy()
+    np.testing.assert_allclose(found, outputs_of(model, feed)["y"], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(outputs_of(opened(proto), feed)["y"], found, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_scales_of_codes_go_back_as_they_ran(kind: type) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[2, 8] x) => (float[2, 6] y) {
+        c = Cast<to=1>(q) f = Cast<to=1>(s) w = Mul(c, f) y = MatMul(x, w)
+    }"""
+    codes = np.random.default_rng(0).integers(-100, 100, (8, 6)).astype(np.int8)
+    model = opened(model_of(text, {"q": codes, "s": np.linspace(0.01, 0.05, 6).astype(kind)}))
+    module = GraphModule(model)
+    with torch.no_grad():
+        module.parameter("s").add_(0.1)
+    write_back(module, model)
+    feed = {"x": normal(3, 2, 8)}
+    found = module(feed)["y"].detach().numpy()
+    np.testing.assert_allclose(found, outputs_of(model, feed)["y"], rtol=1e-5, atol=1e-6)

@@ -1,6 +1,7 @@
 """Operators on single elements: arithmetic, activations, comparisons, casts."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -48,7 +49,6 @@ ELEMENTWISE.same(
     Sin=torch.sin,
     Sinh=torch.sinh,
     Softsign=F.softsign,
-    Sqrt=torch.sqrt,
     Sub=torch.sub,
     Tan=torch.tan,
     Tanh=torch.tanh,
@@ -88,10 +88,28 @@ def _div(node: Node, x: Tensor, y: Tensor) -> Tensor:
     return x / y if x.is_floating_point() else torch.div(x, y, rounding_mode="trunc")
 
 
+@ELEMENTWISE.operator("Sqrt")
+def _sqrt(node: Node, x: Tensor) -> Tensor:
+    return _root(x, torch.sqrt)
+
+
+def _root(x: Tensor, root: Callable[[Tensor], Tensor]) -> Tensor:
+    """A root whose slope at 0, which is infinite, is taken for 0.
+
+    The spectrum of silence is 0, and so is much that has been rounded.
+    """
+    none = x == 0
+    if not (x.requires_grad and bool(none.any())):
+        return root(x)
+    return torch.where(none, torch.zeros_like(x), root(torch.where(none, torch.ones_like(x), x)))
+
+
 @ELEMENTWISE.operator("Pow")
 def _pow(node: Node, x: Tensor, y: Tensor) -> Tensor:
     if y.numel() == 1 and not y.requires_grad:
         exponent = y.item()
+        if 0 < exponent < 1:
+            return _root(x, lambda base: torch.pow(base, exponent))
         # A power of a number by itself is exact, and far faster.
         square = exponent == 2 and y.dim() <= x.dim()
         return x * x if square else torch.pow(x, y.to(x.dtype)).to(x.dtype)

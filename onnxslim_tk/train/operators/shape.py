@@ -1,6 +1,6 @@
 """Operators that reshape, cut, join, and fill tensors."""
 
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import torch
@@ -130,7 +130,8 @@ def _constant(node: Node) -> Any:
 
 @SHAPE.operator("Range")
 def _range(node: Node, start: Tensor, limit: Tensor, step: Tensor) -> Tensor:
-    return torch.arange(start.item(), limit.item(), step.item(), dtype=start.dtype)
+    count = max(ceil((limit.item() - start.item()) / step.item()), 0)
+    return start + step * torch.arange(count, dtype=start.dtype)
 
 
 @SHAPE.operator("EyeLike")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="the extra train isn't installed")
+torch = pytest.importorskip("torch", reason="the extra train isn't installed")
 
 from tests.train.cases import apart, floats, gradient_is_right, positive, same_as_the_runtime
 
@@ -148,3 +148,13 @@ def test_activations_of_the_runtime_itself(call: str) -> None:
     same_as_the_runtime(
         f"y = com.microsoft.{call}", feeds, constants, domains=', "com.microsoft" : 1'
     )
+
+
+@pytest.mark.parametrize("text", ["y = Sqrt(x)", "y = Pow(x, e)"])
+def test_the_slope_of_a_root_at_zero_is_no_infinity(text: str) -> None:
+    constants = {"e": np.array(0.5, np.float32)} if "e" in text.split("(")[1] else {}
+    values = np.array([0.0, 4.0], np.float32)
+    module = same_as_the_runtime(text, {"x": values}, constants)
+    x = torch.from_numpy(values).requires_grad_()
+    module({"x": x})["y"].sum().backward()
+    assert x.grad.tolist() == [0.0, 0.25]
