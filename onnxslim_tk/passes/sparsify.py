@@ -16,8 +16,10 @@ from onnxslim_tk.kernels.grouped import grouped_masked_refit
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
 from onnxslim_tk.plan.readers import chosen_layers, suited
-from onnxslim_tk.recover.bias import moments_of, shift_bytes, shift_means
+from onnxslim_tk.recover.bias import moments_of, shift_bytes, shift_means, shift_outputs
+from onnxslim_tk.recover.in_order import comparable
 from onnxslim_tk.recover.masks import Masking, Way, masked_error
+from onnxslim_tk.recover.sequential import compensating, in_turn, lost_means
 from onnxslim_tk.recover.zeros import Candidate, common_shares, sensitive_shares
 
 Floats = NDArray[np.float64]
@@ -38,7 +40,8 @@ class Sparsify:
     that go as they go (``sparsegpt``; Frantar and Alistarh, 2023). ``pattern`` ``"N:M"`` leaves N
     of each M weights along the input channels, whatever ``sparsity`` says; a ``block`` of
     neighbours along them goes or stays as one. ``recover`` refits the weights that stay to the
-    layer's own outputs, by least squares under the covariance of its inputs.
+    layer's own outputs, by least squares under the covariance of its inputs; with ``sequential``
+    one layer after the other, each making up for what those before it have lost.
 
     It saves bytes, not time: onnxruntime multiplies by zeros as by any number.
     """
@@ -53,6 +56,7 @@ class Sparsify:
     pattern: str | None = None
     block: int = 1
     recover: bool = True
+    sequential: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
@@ -93,11 +97,18 @@ class Sparsify:
     def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
         """Prune the chosen layers to the share of zeros in their rows' details."""
         outputs = output_names(model)
-        for layer, row in chosen_layers(model, chosen):
+        pairs = list(chosen_layers(model, chosen))
+        shares = {layer.id: float(row.details["sparsity"]) for layer, row in pairs}
+        later = [layer for layer, _ in pairs if self._comes_in_turn(layer, context)]
+        waiting = {layer.id for layer in later}
+        reference = comparable(context.reference, model).copy() if later else model
+        for layer, _ in pairs:
+            if layer.id in waiting:
+                continue
             tuned = context.tuned(self, layer.names) or self
             before = layer.matrix()
             second = _second(layer, context)
-            mask = tuned.masking.mask(layer, before, float(row.details["sparsity"]), second)
+            mask = tuned.masking.mask(layer, before, shares[layer.id], second)
             if tuned.recover and second is not None:
                 after = grouped_masked_refit(before, mask, second)
                 shift_means(model, layer, before, after, context.statistics, outputs)
@@ -105,6 +116,21 @@ class Sparsify:
                 # A shift of means without a refit does harm: in depth the means drift apart.
                 after = np.where(mask, before, 0.0)
             layer.set_dense(model, layer.from_matrix(after))
+        for layer, pair in in_turn(model, reference, later, context.feeds, context.seed):
+            tuned = context.tuned(self, layer.names) or self
+            before, second = layer.matrix(), _second(layer, context)
+            # The mask is that of the row, whatever its layer reads by now.
+            mask = tuned.masking.mask(layer, before, shares[layer.id], second)
+            target = compensating(before, pair, centred=False)
+            after = grouped_masked_refit(target, mask, pair.second)
+            layer.set_dense(model, layer.from_matrix(after))
+            shift_outputs(model, layer, lost_means(before, after, pair), outputs)
+
+    def _comes_in_turn(self, layer: Layer, context: Context) -> bool:
+        """Whether a layer is to make up for those before it, and samples show what they lost."""
+        tuned = context.tuned(self, layer.names) or self
+        seen = bool(context.feeds) and _second(layer, context) is not None
+        return tuned.recover and tuned.sequential and seen
 
     @property
     def masking(self) -> Masking:

@@ -264,3 +264,27 @@ def test_zeros_and_codes_of_four_bits_reach_the_ladder(share: float, bits: float
     # A scale for each channel, nodes and tables come on top.
     extra = 4 * 1024 + 2500
     assert proto.ByteSize() <= 1.05 * bits * 512 * 1024 / 8 + extra
+
+
+def test_in_turn_layers_make_up_for_those_before_them() -> None:
+    proto, unseen = mlp(), {"x": 0.7 * TOKENS["x"][200:]}
+    expected, noise = outputs_of(opened(proto), unseen)["y"], {}
+    for sequential in (True, False):
+        model = opened(proto)
+        feeds = [{"x": TOKENS["x"][k : k + 20]} for k in range(0, 200, 20)]
+        context = replace(seen(model, {"x": TOKENS["x"][:200]}), feeds=feeds)
+        pruned(model, Sparsify(0.8, sequential=sequential), context)
+        assert min(zeros(model).values()) == pytest.approx(0.8, abs=0.01)
+        noise[sequential] = float(np.square(outputs_of(model, unseen)["y"] - expected).sum())
+    assert noise[True] < 0.95 * noise[False]
+
+
+def test_in_turn_zeros_stay_where_the_mask_has_them() -> None:
+    model = opened(residual_cnn())
+    context = replace(seen(model, IMAGES), feeds=[IMAGES])
+    method = Sparsify(pattern="2:4")
+    pruned(model, method, context)
+    for layer in layers(model):
+        if layer.id in ("c1", "c2", "c3", "c4"):
+            by_position = layer.weight.transpose(0, 2, 3, 1).reshape(-1, 4)
+            assert (np.count_nonzero(by_position, axis=1) <= 2).all()
