@@ -11,6 +11,7 @@ from .inspect import inspect
 from .optimize import optimize
 from .pack import pack
 from .plan import plan
+from .search import search
 from .spread import spread
 from .validate import validate
 from .verbs import Verbs
@@ -43,5 +44,5 @@ def onnxslim(
         )
 
 
-for _command in (optimize, plan, apply, validate, inspect, pack, demo, version):
+for _command in (optimize, plan, apply, search, validate, inspect, pack, demo, version):
     app.command()(spread(_command))

@@ -1,0 +1,237 @@
+"""Workers: the same call on many arguments, in processes of this machine or of a cluster."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+from onnxslim_tk.errors import RecipeError, SessionError
+from onnxslim_tk.pipeline.attempt import Workshop
+from onnxslim_tk.search.cargo import Cargo
+
+Call = Callable[..., Any]
+
+_CLUSTERS: Final = ("dask", "ray")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where calls run: ``jobs`` processes here, or the workers of ``cluster``.
+
+    ``cluster`` reads ``dask://HOST:PORT`` or ``ray://HOST:PORT``, the address of a scheduler.
+    Without ``apart`` one job runs in this very process. ``seconds`` ends a call here that takes
+    longer.
+    """
+
+    jobs: int = 1
+    cluster: str | None = None
+    apart: bool = True
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.jobs == 0:
+            raise RecipeError("jobs: must be 1 or more, or -1 for all processors, got 0")
+        if self.cluster is not None:
+            parts = urlsplit(self.cluster)
+            if parts.scheme not in _CLUSTERS or not parts.netloc:
+                raise RecipeError(
+                    f"cluster: must read dask://HOST:PORT or ray://HOST:PORT, got {self.cluster!r}"
+                )
+
+    @property
+    def is_here(self) -> bool:
+        """Whether calls run in this process."""
+        return self.cluster is None and self.jobs == 1 and not self.apart
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """In place of a result: the call's process died each time, or it never came to an end."""
+
+    why: str
+
+
+class Workers:
+    """Hands calls on one model to workers; a worker that dies loses nothing but its present call.
+
+    The model goes to each worker once, and again to one that took a dead one's place; after that
+    only arguments and results travel.
+    """
+
+    def __init__(self, cargo: Cargo, place: Place) -> None:
+        self._cargo, self._place = cargo, place
+        self._shop: Workshop | None = None
+        self._sent = False
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._open.enter_context(_backend(self._place))
+        return self
+
+    def __exit__(self, *ending: object) -> None:
+        self._open.close()
+
+    def each(self, call: Call, arguments: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """What ``call(workshop, *arguments)`` gives, with the number of its arguments, as it comes.
+
+        Raises what a call raises; a call whose process dies twice, alone at last, gives a Lost.
+        """
+        if self._place.is_here:
+            if self._shop is None:
+                self._shop = self._cargo.opened()
+            yield from ((k, call(self._shop, *args)) for k, args in enumerate(arguments))
+            return
+        left = dict(enumerate(arguments))
+        try:
+            for k, result in self._pass(call, left, self._place.jobs):
+                del left[k]
+                yield k, result
+        except _deaths() as error:
+            _clear(self._place)
+            yield from self._alone(call, left, error)
+
+    def one(self, call: Call, *arguments: Any) -> Any:
+        """What one call gives; raises SessionError where its process dies."""
+        ((_, result),) = self.each(call, [arguments])
+        if isinstance(result, Lost):
+            raise SessionError(f"{self._cargo.name}: {result.why}")
+        return result
+
+    def _pass(
+        self, call: Call, left: dict[int, tuple[Any, ...]], jobs: int
+    ) -> Iterator[tuple[int, Any]]:
+        """One round over all that is left; workers that lack the model are asked again with it."""
+        cargo = None if self._sent else self._cargo
+        waiting = dict(left)
+        while waiting:
+            missing = {}
+            for k, known, result in self._parallel(call, waiting, jobs, cargo):
+                if known:
+                    yield k, result
+                else:
+                    missing[k] = waiting[k]
+            self._sent = True
+            waiting, cargo = missing, self._cargo
+
+    def _parallel(
+        self, call: Call, waiting: dict[int, tuple[Any, ...]], jobs: int, cargo: Cargo | None
+    ) -> Iterator[tuple[int, bool, Any]]:
+        from joblib import Parallel, delayed
+
+        key = self._cargo.key
+        settings: dict[str, Any] = {"batch_size": 1, "pre_dispatch": "all"}
+        if self._place.cluster is None:
+            settings |= {"n_jobs": jobs, "backend": "loky", "timeout": self._place.seconds}
+        else:
+            settings |= {"n_jobs": -1}
+        lazily = not (self._place.cluster or "").startswith("ray")
+        settings["return_as"] = "generator_unordered" if lazily else "list"
+        calls = (delayed(work)(key, cargo, k, call, args) for k, args in waiting.items())
+        yield from Parallel(**settings)(calls)
+
+    def _alone(
+        self, call: Call, left: dict[int, tuple[Any, ...]], error: BaseException
+    ) -> Iterator[tuple[int, Any]]:
+        """Calls one by one after a death, so that it shows whose it was."""
+        for k in list(left):
+            for _ in range(2):
+                try:
+                    ((_, result),) = self._pass(call, {k: left[k]}, 1)
+                    break
+                except _deaths() as again:
+                    error = again
+                    _clear(self._place)
+            else:
+                result = Lost(_told(error))
+            del left[k]
+            yield k, result
+
+
+def work(key: str, cargo: Cargo | None, k: int, call: Call, arguments: tuple[Any, ...]) -> Any:
+    """In a worker: ``k``, whether the model is here, and what the call gives if it is."""
+    if cargo is not None and key not in _held:
+        _held.clear()
+        _held[key] = cargo.opened()
+    if key not in _held:
+        return k, False, None
+    return k, True, call(_held[key], *arguments)
+
+
+_held: dict[str, Workshop] = {}
+"""In a worker: the model that it works on, by its key."""
+
+
+@contextmanager
+def _backend(place: Place) -> Iterator[None]:
+    """Joblib's way to the workers, for the block."""
+    if place.cluster is None:
+        yield
+        return
+    from joblib import parallel_config
+
+    kind, address = place.cluster.split("://", 1)
+    try:
+        opened = _dask(address) if kind == "dask" else _ray(address)
+    except ImportError as error:
+        raise RecipeError(
+            f"cluster: {kind} isn't installed: pip install 'onnxslim-tk[{kind}]'"
+        ) from error
+    with opened as settings, parallel_config(**settings):
+        yield
+
+
+@contextmanager
+def _dask(address: str) -> Iterator[dict[str, Any]]:
+    from distributed import Client
+
+    try:
+        client = Client(f"tcp://{address}", set_as_default=False)
+    except OSError as error:
+        raise SessionError(f"cluster: no Dask scheduler answers at {address}: {error}") from error
+    with client:
+        from joblib._dask import DaskDistributedBackend
+
+        yield {"backend": DaskDistributedBackend(client=client)}
+
+
+@contextmanager
+def _ray(address: str) -> Iterator[dict[str, Any]]:
+    import ray
+    from ray.util.joblib import register_ray
+
+    if not ray.is_initialized():
+        ray.init(address=f"ray://{address}", log_to_driver=False)
+    register_ray()
+    yield {"backend": "ray"}
+
+
+def _deaths() -> tuple[type[BaseException], ...]:
+    """The exceptions that tell of a worker's end, not of an error in the call."""
+    import sys
+    from concurrent.futures.process import BrokenProcessPool
+
+    found: list[type[BaseException]] = [BrokenProcessPool, TimeoutError]
+    if "distributed" in sys.modules:
+        from distributed import KilledWorker
+
+        found.append(KilledWorker)
+    if "ray" in sys.modules:
+        from ray.exceptions import RayError
+
+        found.append(RayError)
+    return tuple(found)
+
+
+def _clear(place: Place) -> None:
+    """Make room for new workers where the old ones are broken or hang."""
+    if place.cluster is None:
+        from joblib.externals.loky import get_reusable_executor
+
+        get_reusable_executor().shutdown(wait=True, kill_workers=True)
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "the call took longer than its limit, twice, and was ended"
+    return f"its worker died, twice: {' '.join(str(error).split())[:200]}"
