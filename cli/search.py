@@ -29,7 +29,7 @@ from onnxslim_tk.search.strategies import STRATEGIES
 from .console import err, say, shown, warn
 from .effort import Effort as Machine
 from .figures import count, ratio, real
-from .options import Choices, Source
+from .options import Choices, Source, reach_module
 from .progress import Steps
 from .supervise import Isolation, supervise
 from .tables import show, titled
@@ -170,6 +170,8 @@ def search(
     effort = looking.effort(place)
     recipe = choices.all_or_named()
     goal = _goal(looking, recipe.budget)
+    # It comes back with the model, and goes on to the workers.
+    reach_module(choices.metric)
     call = partial(_packed, source, recipe, choices, machine)
     with Steps(quiet) as steps:
         cargo = supervise(call, source, isolation, steps)

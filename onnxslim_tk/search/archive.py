@@ -74,6 +74,7 @@ def _opened(storage: str, key: str) -> Any:
             else:
                 journal = library.storages.journal
                 lock = journal.JournalFileOpenLock(storage)
+                _mend(Path(storage), lock)
                 kept = library.storages.JournalStorage(
                     journal.JournalFileBackend(storage, lock_obj=lock)
                 )
@@ -95,6 +96,19 @@ def _opened(storage: str, key: str) -> Any:
         )
     study.set_user_attr("key", key)
     return study
+
+
+def _mend(path: Path, lock: Any) -> None:
+    """Take off the half line that a killed writer left: the next one would be lost behind it."""
+    if not path.exists():
+        return
+    lock.acquire()
+    try:
+        with path.open("rb+") as file:
+            whole = file.read().rfind(b"\n") + 1
+            file.truncate(whole)
+    finally:
+        lock.release()
 
 
 def _trial(evaluation: Evaluation, space: Space, run: str) -> Any:

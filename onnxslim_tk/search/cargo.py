@@ -22,7 +22,7 @@ from onnxslim_tk.plan.recipe import Recipe, recipe_data
 from onnxslim_tk.version import VERSION
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Cargo:
     """A model with its samples and settings, free of files, sessions and this machine's places.
 
@@ -38,15 +38,6 @@ class Cargo:
     labels: NDArray[Any] | None
     recipe: Recipe
     options: Options
-
-    def __sizeof__(self) -> int:
-        # Dask sends what is large ahead, and once.
-        arrays = [
-            self.head,
-            *self.weights.values(),
-            *(v for feed in self.feeds for v in feed.values()),
-        ]
-        return sum(int(array.nbytes) for array in arrays)
 
     @property
     def bytes(self) -> int:

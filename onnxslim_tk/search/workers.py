@@ -1,8 +1,13 @@
 """Workers: the same call on many arguments, in processes of this machine or of a cluster."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import TimeoutError as PoolTimeoutError
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
@@ -13,6 +18,10 @@ from onnxslim_tk.search.cargo import Cargo
 Call = Callable[..., Any]
 
 _CLUSTERS: Final = ("dask", "ray")
+# Joblib's backends have a TimeoutError each.
+_ENDS: Final = (BrokenProcessPool, CancelledError, TimeoutError, PoolTimeoutError)
+_PATIENCE: Final = 10
+"""Seconds that a scheduler may take to answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +73,14 @@ class Workers:
         self._shop: Workshop | None = None
         self._sent = False
         self._open = ExitStack()
+        self._single: Any = None
 
     def __enter__(self) -> Self:
         self._open.enter_context(_backend(self._place))
         return self
 
     def __exit__(self, *ending: object) -> None:
+        self._end_single()
         self._open.close()
 
     def each(self, call: Call, arguments: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
@@ -88,7 +99,7 @@ class Workers:
                 del left[k]
                 yield k, result
         except _deaths() as error:
-            _clear(self._place)
+            self._end_single()
             yield from self._alone(call, left, error)
 
     def one(self, call: Call, *arguments: Any) -> Any:
@@ -101,18 +112,25 @@ class Workers:
     def _pass(
         self, call: Call, left: dict[int, tuple[Any, ...]], jobs: int
     ) -> Iterator[tuple[int, Any]]:
-        """One round over all that is left; workers that lack the model are asked again with it."""
-        cargo = None if self._sent else self._cargo
-        waiting = dict(left)
+        """One round over all that is left; a worker that lacks the model is sent it with a call."""
+        waiting, carried = dict(left), not self._sent
         while waiting:
-            missing = {}
-            for k, known, result in self._parallel(call, waiting, jobs, cargo):
+            # No more of the model on its way than there are workers to take it.
+            most = self._count(jobs) if carried else len(waiting)
+            some = dict(islice(waiting.items(), most))
+            lacked = False
+            cargo = self._cargo if carried else None
+            for k, known, result in self._parallel(call, some, jobs, cargo):
                 if known:
+                    del waiting[k]
                     yield k, result
-                else:
-                    missing[k] = waiting[k]
-            self._sent = True
-            waiting, cargo = missing, self._cargo
+                lacked = lacked or not known
+            self._sent, carried = True, lacked
+
+    def _count(self, jobs: int) -> int:
+        from joblib import effective_n_jobs
+
+        return max(1, int(effective_n_jobs(-1 if self._place.cluster else jobs)))
 
     def _parallel(
         self, call: Call, waiting: dict[int, tuple[Any, ...]], jobs: int, cargo: Cargo | None
@@ -120,6 +138,9 @@ class Workers:
         from joblib import Parallel, delayed
 
         key = self._cargo.key
+        if self._place.cluster is None and jobs == 1:
+            yield from self._in_turn(call, waiting, cargo)
+            return
         settings: dict[str, Any] = {"batch_size": 1, "pre_dispatch": "all"}
         if self._place.cluster is None:
             settings |= {"n_jobs": jobs, "backend": "loky", "timeout": self._place.seconds}
@@ -129,6 +150,23 @@ class Workers:
         settings["return_as"] = "generator_unordered" if lazily else "list"
         calls = (delayed(work)(key, cargo, k, call, args) for k, args in waiting.items())
         yield from Parallel(**settings)(calls)
+
+    def _in_turn(
+        self, call: Call, waiting: dict[int, tuple[Any, ...]], cargo: Cargo | None
+    ) -> Iterator[tuple[int, bool, Any]]:
+        """One process beside this one, which joblib's Parallel has no way to ask for."""
+        from joblib.externals.loky import ProcessPoolExecutor
+
+        if self._single is None:
+            self._single = ProcessPoolExecutor(max_workers=1)
+        for k, args in waiting.items():
+            future = self._single.submit(work, self._cargo.key, cargo, k, call, args)
+            yield future.result(timeout=self._place.seconds)
+
+    def _end_single(self) -> None:
+        if self._single is not None:
+            self._single.shutdown(wait=True, kill_workers=True)
+            self._single = None
 
     def _alone(
         self, call: Call, left: dict[int, tuple[Any, ...]], error: BaseException
@@ -141,7 +179,7 @@ class Workers:
                     break
                 except _deaths() as again:
                     error = again
-                    _clear(self._place)
+                    self._end_single()
             else:
                 result = Lost(_told(error))
             del left[k]
@@ -186,7 +224,7 @@ def _dask(address: str) -> Iterator[dict[str, Any]]:
     from distributed import Client
 
     try:
-        client = Client(f"tcp://{address}", set_as_default=False)
+        client = Client(f"tcp://{address}", timeout=_PATIENCE, set_as_default=False)
     except OSError as error:
         raise SessionError(f"cluster: no Dask scheduler answers at {address}: {error}") from error
     with client:
@@ -208,10 +246,7 @@ def _ray(address: str) -> Iterator[dict[str, Any]]:
 
 def _deaths() -> tuple[type[BaseException], ...]:
     """The exceptions that tell of a worker's end, not of an error in the call."""
-    import sys
-    from concurrent.futures.process import BrokenProcessPool
-
-    found: list[type[BaseException]] = [BrokenProcessPool, TimeoutError]
+    found: list[type[BaseException]] = [*_ENDS]
     if "distributed" in sys.modules:
         from distributed import KilledWorker
 
@@ -223,15 +258,7 @@ def _deaths() -> tuple[type[BaseException], ...]:
     return tuple(found)
 
 
-def _clear(place: Place) -> None:
-    """Make room for new workers where the old ones are broken or hang."""
-    if place.cluster is None:
-        from joblib.externals.loky import get_reusable_executor
-
-        get_reusable_executor().shutdown(wait=True, kill_workers=True)
-
-
 def _told(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError | PoolTimeoutError):
         return "the call took longer than its limit, twice, and was ended"
     return f"its worker died, twice: {' '.join(str(error).split())[:200]}"

@@ -16,6 +16,7 @@ _CHEAP: Final = 1e-5
 _DEAR: Final = 1e2
 _NEAR: Final = 0.05
 _MILDER: Final = 32
+_MOST_LEANINGS: Final = 64
 
 
 def leanings(goal: Goal, count: int = 5) -> list[tuple[float, float]]:
@@ -55,10 +56,10 @@ def packed(
 
 
 class Knapsack:
-    """Halves the way between a price that keeps the budget and one that doesn't, per trade-off.
+    """Closes in on the price at which the budget breaks, for each leaning to bytes or time.
 
-    First come prices all over the range, then the edge of each leaning towards bytes or time,
-    then leanings between.
+    Prices all over the range come first, then those about the edge, then leanings between. Where
+    quality is an objective as well, milder prices follow.
     """
 
     name: ClassVar[str] = "knapsack"
@@ -71,22 +72,21 @@ class Knapsack:
         self._count = len(self._lines)
 
     def ask(self, count: int) -> list[Genome]:
-        """The next point of each leaning in turn."""
+        """The next points of all leanings, as many of each as there is room for."""
         found: list[Genome] = []
-        while len(found) < count:
-            before = len(found)
-            for line in self._lines:
-                genome = line.next(self._seen, self._asked)
-                if genome is not None and len(found) < count:
-                    self._asked.add(genome)
-                    found.append(genome)
-            if len(found) == before and (found or not self._refined()):
+        while not found:
+            for k, line in enumerate(self._lines):
+                room = -(-(count - len(found)) // (len(self._lines) - k))
+                genomes = line.next(room, self._seen, self._asked)
+                self._asked.update(genomes)
+                found += genomes
+            if not found and not self._refined():
                 break
         return found
 
     def _refined(self) -> bool:
         """Twice as many leanings, where there are several; False where no more would help."""
-        if len(self._lines) < 2 or self._count > 64:
+        if len(self._lines) < 2 or self._count > _MOST_LEANINGS:
             return False
         self._count = 2 * self._count - 1
         known = {line.leaning for line in self._lines}
@@ -102,35 +102,51 @@ class Knapsack:
 
 
 class _Line:
-    """The prices of one leaning, between the dearest that held and the cheapest that didn't.
-
-    Where quality is an objective as well, milder ones follow, the widest gap first.
-    """
+    """The prices of one leaning, and the genomes that they lead to."""
 
     def __init__(self, problem: Problem, leaning: tuple[float, float]) -> None:
         self._problem, self.leaning = problem, leaning
-        self._low, self._high = log(_CHEAP), log(_DEAR)
+        self._genomes: dict[float, Genome] = {}
         self._milder = _MILDER if "quality" in problem.goal.objectives else 0
 
-    def next(self, seen: dict[Genome, bool], asked: set[Genome]) -> Genome | None:
-        """A genome that isn't known yet, None where one is awaited or there are no more."""
-        while self._high - self._low > _NEAR:
-            middle = (self._low + self._high) / 2
-            genome = self._packed(middle)
-            if genome not in seen:
-                return None if genome in asked else genome
-            if seen[genome]:
-                self._low = middle
-            else:
-                self._high = middle
+    def next(self, count: int, seen: dict[Genome, bool], asked: set[Genome]) -> list[Genome]:
+        """Up to ``count`` genomes that nobody asked for; none where some are awaited still."""
+        while count > 0:
+            low, high = self._edges(seen)
+            if high - low <= _NEAR:
+                return self._before(low, count, seen, asked)
+            prices = [low + (high - low) * (k + 1) / (count + 1) for k in range(count)]
+            genomes = [self._packed(price) for price in prices]
+            unknown = [genome for genome in dict.fromkeys(genomes) if genome not in seen]
+            if unknown:
+                return [genome for genome in unknown if genome not in asked]
+        return []
+
+    def _edges(self, seen: dict[Genome, bool]) -> tuple[float, float]:
+        """The dearest price that held, and the cheapest that did not."""
+        told = [(p, seen[genome]) for p, genome in self._genomes.items() if genome in seen]
+        high = min((p for p, held in told if not held), default=log(_DEAR))
+        low = max((p for p, held in told if held and p < high), default=log(_CHEAP))
+        return low, high
+
+    def _before(
+        self, low: float, count: int, seen: dict[Genome, bool], asked: set[Genome]
+    ) -> list[Genome]:
+        """Genomes of prices below the edge, the widest gap first."""
+        found: list[Genome] = []
         for k in range(1, self._milder):
-            genome = self._packed(self._low + (log(_CHEAP) - self._low) * _halved(k))
-            if genome not in seen and genome not in asked:
-                return genome
-        return None
+            genome = self._packed(low + (log(_CHEAP) - low) * _halved(k))
+            if len(found) < count and not {genome} & (asked | seen.keys() | set(found)):
+                found.append(genome)
+        return found
 
     def _packed(self, price: float) -> Genome:
-        return packed(self._problem.space, self._problem.forecaster, exp(price), self.leaning)
+        if price not in self._genomes:
+            problem = self._problem
+            self._genomes[price] = packed(
+                problem.space, problem.forecaster, exp(price), self.leaning
+            )
+        return self._genomes[price]
 
 
 def _halved(k: int) -> float:
