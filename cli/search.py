@@ -130,6 +130,17 @@ class Looking:
         ),
     ] = None
 
+    strategy_seed: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=_PANEL,
+            min=0,
+            metavar="N",
+            help="Seed of the strategy alone, --seed by default: machines that share a study "
+            "take the same --seed and one of these each.",
+        ),
+    ] = None
+
     def effort(self, place: Place) -> Effort:
         """What the library is told."""
         unlimited = self.evaluations is None and self.minutes is not None
@@ -141,6 +152,7 @@ class Looking:
             batch=self.batch,
             chosen=self.chosen,
             storage=self.storage,
+            seed=self.strategy_seed,
             place=place,
         )
 
@@ -166,7 +178,7 @@ def search(
     if folder.exists() and not folder.is_dir():
         raise typer.BadParameter(f"{folder} is not a folder", param_hint="OUT_DIR")
     limits = isolation.limits()
-    place = Place(machine.jobs, looking.cluster, isolation.isolate, limits.seconds)
+    place = Place(machine.jobs, looking.cluster, isolation.isolate, limits.seconds, limits.memory)
     effort = looking.effort(place)
     recipe = choices.all_or_named()
     goal = _goal(looking, recipe.budget)

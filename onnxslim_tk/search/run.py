@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from onnxslim_tk.errors import ModelError, RecipeError
+from onnxslim_tk.pipeline.workers import Lost, Place, Workers
 from onnxslim_tk.search.archive import Archive, journal
 from onnxslim_tk.search.cargo import Cargo
 from onnxslim_tk.search.evaluate import Evaluation, Found, evaluate, finish, measure, scout
@@ -18,7 +19,6 @@ from onnxslim_tk.search.relax import Leaning, relax
 from onnxslim_tk.search.space import Genome, Space
 from onnxslim_tk.search.strategies import STRATEGIES
 from onnxslim_tk.search.strategies.strategy import Problem
-from onnxslim_tk.search.workers import Lost, Place, Workers
 
 _PARTS: Final = 16
 # A strategy that only asks for what it was told already has come to its end.
@@ -33,7 +33,8 @@ class Effort:
     batch begins; None sets no limit, and one of them has to. ``batch`` genomes are asked for at
     a time, whatever the number of workers, so that results don't depend on it. ``storage`` is the
     URL of a database that machines share, by default a journal in the run folder. ``chosen`` plans
-    at most are judged at the end.
+    at most are judged at the end. ``seed`` of the strategy's draws is by default that of the
+    samples' split: machines that share a study need the same split and seeds of their own.
     """
 
     evaluations: int | None = 60
@@ -42,6 +43,7 @@ class Effort:
     batch: int = 8
     chosen: int = 8
     storage: str | None = None
+    seed: int | None = None
     place: Place = field(default_factory=Place)
 
     def __post_init__(self) -> None:
@@ -87,7 +89,7 @@ def search(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ModelError(f"search: {folder} cannot be a folder: {error.strerror}") from error
-    with Workers(cargo, effort.place) as workers:
+    with Workers(effort.place, cargo) as workers:
         run = _Run(cargo, Folder(folder, cargo, goal), goal, effort, watch, workers)
         run.explore()
         run.finish()
@@ -110,7 +112,7 @@ class _Run:
         self._watch, self._workers = watch, workers
         self._started = time.monotonic()
         self._space, self._original = self._surveyed()
-        seed = cargo.options.seed
+        seed = cargo.options.seed if effort.seed is None else effort.seed
         self._problem = Problem(
             self._space,
             goal,

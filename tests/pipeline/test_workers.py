@@ -1,23 +1,32 @@
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from onnxslim_tk.errors import RecipeError, SessionError
-from onnxslim_tk.search.cargo import Cargo
-from onnxslim_tk.search.workers import Lost, Place, Workers
-from tests.search import calls
-from tests.search.conftest import Load
+from onnxslim_tk.pipeline.workers import Lost, Place, Workers
+from tests.pipeline import calls
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it has no SIGKILL")
 
 
+@dataclass(frozen=True)
+class Crate:
+    """Something to carry."""
+
+    key: str = "crate"
+
+    def opened(self) -> str:
+        return f"what is in the {self.key}"
+
+
 @pytest.fixture
-def cargo(load: Load) -> Cargo:
-    return load()
+def cargo() -> Crate:
+    return Crate()
 
 
 @pytest.fixture(scope="module")
@@ -36,29 +45,29 @@ def gathered(workers: Workers, call: Any, arguments: list[tuple[Any, ...]]) -> l
     return [found[k] for k in range(len(arguments))]
 
 
-def test_one_job_here_needs_no_process(cargo: Cargo) -> None:
-    with Workers(cargo, Place(apart=False)) as workers:
+def test_one_job_here_needs_no_process(cargo: Crate) -> None:
+    with Workers(Place(apart=False), cargo) as workers:
         assert {row[2] for row in gathered(workers, calls.name_and, [(0,), (1,)])} == {os.getpid()}
 
 
-def test_each_argument_gets_its_result_from_other_processes(cargo: Cargo) -> None:
-    with Workers(cargo, Place(2)) as workers:
+def test_each_argument_gets_its_result_from_other_processes(cargo: Crate) -> None:
+    with Workers(Place(2), cargo) as workers:
         for _ in range(2):
             found = gathered(workers, calls.name_and, [(k,) for k in range(6)])
             assert [row[1] for row in found] == list(range(6))
-            assert {row[0] for row in found} == {cargo.source_sha256}
+            assert {row[0] for row in found} == {"what is in the crate"}
             assert os.getpid() not in {row[2] for row in found}
 
 
-def test_a_worker_that_is_killed_loses_nothing(cargo: Cargo, tmp_path: Path) -> None:
-    with Workers(cargo, Place(2)) as workers:
+def test_a_worker_that_is_killed_loses_nothing(cargo: Crate, tmp_path: Path) -> None:
+    with Workers(Place(2), cargo) as workers:
         found = gathered(workers, calls.die_once, [(k, str(tmp_path)) for k in range(6)])
     assert found == list(range(6))
     assert (tmp_path / "died").exists()
 
 
-def test_a_call_that_always_kills_its_worker_is_given_up_alone(cargo: Cargo) -> None:
-    with Workers(cargo, Place(2)) as workers:
+def test_a_call_that_always_kills_its_worker_is_given_up_alone(cargo: Crate) -> None:
+    with Workers(Place(2), cargo) as workers:
         found = gathered(workers, calls.die, [(k,) for k in range(3)])
         assert [found[0], found[2]] == [0, 2]
         assert isinstance(found[1], Lost)
@@ -67,42 +76,42 @@ def test_a_call_that_always_kills_its_worker_is_given_up_alone(cargo: Cargo) -> 
             workers.one(calls.die, 1)
 
 
-def test_a_call_that_hangs_is_ended(cargo: Cargo) -> None:
-    with Workers(cargo, Place(2, seconds=6.0)) as workers:
+def test_a_call_that_hangs_is_ended(cargo: Crate) -> None:
+    with Workers(Place(2, seconds=6.0), cargo) as workers:
         found = gathered(workers, calls.hang, [(k,) for k in range(3)])
     assert [found[0], found[2]] == [0, 2]
     assert isinstance(found[1], Lost)
     assert "longer" in found[1].why
 
 
-def test_an_error_in_a_call_is_raised_here(cargo: Cargo) -> None:
-    with Workers(cargo, Place(1)) as workers, pytest.raises(ValueError, match="call 7"):
+def test_an_error_in_a_call_is_raised_here(cargo: Crate) -> None:
+    with Workers(Place(1), cargo) as workers, pytest.raises(ValueError, match="call 7"):
         workers.one(calls.fail, 7)
 
 
-def test_a_dask_cluster_gives_the_same_results(cargo: Cargo, dask: str) -> None:
-    with Workers(cargo, Place(cluster=dask)) as workers:
+def test_a_dask_cluster_gives_the_same_results(cargo: Crate, dask: str) -> None:
+    with Workers(Place(cluster=dask), cargo) as workers:
         for _ in range(2):
             found = gathered(workers, calls.name_and, [(k,) for k in range(8)])
             assert [row[1] for row in found] == list(range(8))
-            assert {row[0] for row in found} == {cargo.source_sha256}
+            assert {row[0] for row in found} == {"what is in the crate"}
     assert len({row[2] for row in found}) == 2
 
 
 def test_a_dask_worker_that_is_killed_loses_nothing(
-    cargo: Cargo, dask: str, tmp_path: Path
+    cargo: Crate, dask: str, tmp_path: Path
 ) -> None:
-    with Workers(cargo, Place(cluster=dask)) as workers:
+    with Workers(Place(cluster=dask), cargo) as workers:
         found = gathered(workers, calls.die_once, [(k, str(tmp_path)) for k in range(6)])
     assert found == list(range(6))
     assert (tmp_path / "died").exists()
 
 
-def test_no_scheduler_at_an_address_is_one_sentence(cargo: Cargo) -> None:
+def test_no_scheduler_at_an_address_is_one_sentence(cargo: Crate) -> None:
     pytest.importorskip("distributed", reason="the extra dask is not installed")
     with (
         pytest.raises(SessionError, match="no Dask scheduler"),
-        Workers(cargo, Place(cluster="dask://127.0.0.1:9")),
+        Workers(Place(cluster="dask://127.0.0.1:9"), cargo),
     ):
         pass
 

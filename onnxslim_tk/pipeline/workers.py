@@ -8,12 +8,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import TimeoutError as PoolTimeoutError
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 from urllib.parse import urlsplit
 
 from onnxslim_tk.errors import RecipeError, SessionError
-from onnxslim_tk.pipeline.attempt import Workshop
-from onnxslim_tk.search.cargo import Cargo
+from onnxslim_tk.pipeline.isolate import limited
 
 Call = Callable[..., Any]
 
@@ -24,19 +23,33 @@ _PATIENCE: Final = 10
 """Seconds that a scheduler may take to answer."""
 
 
+class Cargo(Protocol):
+    """What is too large to travel with each call: a worker opens it once, and keeps it."""
+
+    @property
+    def key(self) -> str:
+        """What tells it from any other."""
+        ...
+
+    def opened(self) -> Any:
+        """What calls work on."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where calls run: ``jobs`` processes here, or the workers of ``cluster``.
 
     ``cluster`` reads ``dask://HOST:PORT`` or ``ray://HOST:PORT``, the address of a scheduler.
     Without ``apart`` one job runs in this very process. ``seconds`` ends a call here that takes
-    longer.
+    longer, ``memory`` is the most that one may take, in bytes.
     """
 
     jobs: int = 1
     cluster: str | None = None
     apart: bool = True
     seconds: float | None = None
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         if self.jobs == 0:
@@ -62,16 +75,16 @@ class Lost:
 
 
 class Workers:
-    """Hands calls on one model to workers; a worker that dies loses nothing but its present call.
+    """Hands calls to workers; a worker that dies loses nothing but its present call.
 
-    The model goes to each worker once, and again to one that took a dead one's place; after that
-    only arguments and results travel.
+    The cargo goes to each worker once, and again to one that took a dead one's place; after that
+    only arguments and results travel. Calls get what it opens as their first argument.
     """
 
-    def __init__(self, cargo: Cargo, place: Place) -> None:
+    def __init__(self, place: Place, cargo: Cargo | None = None) -> None:
         self._cargo, self._place = cargo, place
-        self._shop: Workshop | None = None
-        self._sent = False
+        self._opened: tuple[Any, ...] | None = None
+        self._sent = cargo is None
         self._open = ExitStack()
         self._single: Any = None
 
@@ -84,14 +97,14 @@ class Workers:
         self._open.close()
 
     def each(self, call: Call, arguments: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """What ``call(workshop, *arguments)`` gives, with the number of its arguments, as it comes.
+        """What ``call`` gives, with the number of its arguments, as it comes.
 
         Raises what a call raises; a call whose process dies twice, alone at last, gives a Lost.
         """
         if self._place.is_here:
-            if self._shop is None:
-                self._shop = self._cargo.opened()
-            yield from ((k, call(self._shop, *args)) for k, args in enumerate(arguments))
+            if self._opened is None:
+                self._opened = () if self._cargo is None else (self._cargo.opened(),)
+            yield from ((k, call(*self._opened, *args)) for k, args in enumerate(arguments))
             return
         left = dict(enumerate(arguments))
         try:
@@ -106,7 +119,7 @@ class Workers:
         """What one call gives; raises SessionError where its process dies."""
         ((_, result),) = self.each(call, [arguments])
         if isinstance(result, Lost):
-            raise SessionError(f"{self._cargo.name}: {result.why}")
+            raise SessionError(f"worker: {result.why}")
         return result
 
     def _pass(
@@ -137,7 +150,6 @@ class Workers:
     ) -> Iterator[tuple[int, bool, Any]]:
         from joblib import Parallel, delayed
 
-        key = self._cargo.key
         if self._place.cluster is None and jobs == 1:
             yield from self._in_turn(call, waiting, cargo)
             return
@@ -148,7 +160,7 @@ class Workers:
             settings |= {"n_jobs": -1}
         lazily = not (self._place.cluster or "").startswith("ray")
         settings["return_as"] = "generator_unordered" if lazily else "list"
-        calls = (delayed(work)(key, cargo, k, call, args) for k, args in waiting.items())
+        calls = (delayed(work)(self._order(cargo), k, call, args) for k, args in waiting.items())
         yield from Parallel(**settings)(calls)
 
     def _in_turn(
@@ -160,8 +172,12 @@ class Workers:
         if self._single is None:
             self._single = ProcessPoolExecutor(max_workers=1)
         for k, args in waiting.items():
-            future = self._single.submit(work, self._cargo.key, cargo, k, call, args)
+            future = self._single.submit(work, self._order(cargo), k, call, args)
             yield future.result(timeout=self._place.seconds)
+
+    def _order(self, cargo: Cargo | None) -> "_Order":
+        key = None if self._cargo is None else self._cargo.key
+        return _Order(key, cargo, self._place.memory)
 
     def _end_single(self) -> None:
         if self._single is not None:
@@ -186,18 +202,30 @@ class Workers:
             yield k, result
 
 
-def work(key: str, cargo: Cargo | None, k: int, call: Call, arguments: tuple[Any, ...]) -> Any:
-    """In a worker: ``k``, whether the model is here, and what the call gives if it is."""
-    if cargo is not None and key not in _held:
-        _held.clear()
-        _held[key] = cargo.opened()
-    if key not in _held:
-        return k, False, None
-    return k, True, call(_held[key], *arguments)
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What a worker is told beside the call: which cargo, and the most memory it may take."""
+
+    key: str | None
+    cargo: Cargo | None
+    memory: int | None
 
 
-_held: dict[str, Workshop] = {}
-"""In a worker: the model that it works on, by its key."""
+def work(order: _Order, k: int, call: Call, arguments: tuple[Any, ...]) -> Any:
+    """In a worker: ``k``, whether the cargo is here, and what the call gives if it is."""
+    with limited(order.memory):
+        if order.key is None:
+            return k, True, call(*arguments)
+        if order.cargo is not None and order.key not in _held:
+            _held.clear()
+            _held[order.key] = order.cargo.opened()
+        if order.key not in _held:
+            return k, False, None
+        return k, True, call(_held[order.key], *arguments)
+
+
+_held: dict[str, Any] = {}
+"""In a worker: the cargo that it works on, opened, by its key."""
 
 
 @contextmanager

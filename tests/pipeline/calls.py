@@ -5,14 +5,12 @@ import signal
 import time
 from pathlib import Path
 
-from onnxslim_tk.pipeline.attempt import Workshop
+
+def name_and(held: str, number: int) -> tuple[str, int, int]:
+    return held, number, os.getpid()
 
 
-def name_and(shop: Workshop, number: int) -> tuple[str, int, int]:
-    return shop.data.sha256, number, os.getpid()
-
-
-def die_once(shop: Workshop, number: int, marks: str) -> int:
+def die_once(held: str, number: int, marks: str) -> int:
     """Kill the worker at the first call with number 3."""
     mark = Path(marks, "died")
     if number == 3 and not mark.exists():
@@ -23,17 +21,17 @@ def die_once(shop: Workshop, number: int, marks: str) -> int:
     return number
 
 
-def die(shop: Workshop, number: int) -> int:
+def die(held: str, number: int) -> int:
     if number == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return number
 
 
-def hang(shop: Workshop, number: int) -> int:
+def hang(held: str, number: int) -> int:
     if number == 1:
         time.sleep(60)
     return number
 
 
-def fail(shop: Workshop, number: int) -> int:
+def fail(held: str, number: int) -> int:
     raise ValueError(f"call {number}")
