@@ -3,8 +3,8 @@
     python benchmarks/search.py --data models --models digits-mnist --strategies random,knapsack
 
 Of size, latency by the target's table and error of the outputs on the samples for choosing, which
-are of the calibration split: no search sees the test split. What was run is kept (``--out``), so that
-a run that was stopped goes on. ``--pace`` measures one worker beside two instead.
+are of the calibration split: no search sees the test split. What was run is kept (``--out``), so
+that a run that was stopped goes on. ``--pace`` measures one worker beside two instead.
 """
 
 import json

@@ -24,7 +24,7 @@ def test_the_recipe_in_the_readme_can_be_read() -> None:
 
 def test_every_option_in_the_readme_exists(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERMINAL_WIDTH", "200")
-    helps = [run(verb, "--help").stdout for verb in ("optimize", "apply", "demo")]
+    helps = [run(verb, "--help").stdout for verb in ("optimize", "apply", "search", "demo")]
     known = {"--cov", *re.findall(r"--[a-z][a-z-]*", " ".join(helps))}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - known == set()
 
