@@ -62,6 +62,11 @@ class Place:
                 )
 
     @property
+    def is_ray(self) -> bool:
+        """Whether calls go to a Ray cluster."""
+        return self.cluster is not None and self.cluster.startswith("ray:")
+
+    @property
     def is_here(self) -> bool:
         """Whether calls run in this process."""
         return self.cluster is None and self.jobs == 1 and not self.apart
@@ -87,9 +92,13 @@ class Workers:
         self._sent = cargo is None
         self._open = ExitStack()
         self._single: Any = None
+        self._kept: Any = None
 
     def __enter__(self) -> Self:
         self._open.enter_context(_backend(self._place))
+        if self._place.is_ray:
+            # Its processes would start anew for each round.
+            self._kept = self._open.enter_context(self._pool(-1))
         return self
 
     def __exit__(self, *ending: object) -> None:
@@ -148,20 +157,25 @@ class Workers:
     def _parallel(
         self, call: Call, waiting: dict[int, tuple[Any, ...]], jobs: int, cargo: Cargo | None
     ) -> Iterator[tuple[int, bool, Any]]:
-        from joblib import Parallel, delayed
+        from joblib import delayed
 
         if self._place.cluster is None and jobs == 1:
             yield from self._in_turn(call, waiting, cargo)
             return
+        calls = (delayed(work)(self._order(cargo), k, call, args) for k, args in waiting.items())
+        yield from (self._kept or self._pool(jobs))(calls)
+
+    def _pool(self, jobs: int) -> Any:
+        """Joblib's way to many workers at once."""
+        from joblib import Parallel
+
         settings: dict[str, Any] = {"batch_size": 1, "pre_dispatch": "all"}
         if self._place.cluster is None:
             settings |= {"n_jobs": jobs, "backend": "loky", "timeout": self._place.seconds}
         else:
             settings |= {"n_jobs": -1}
-        lazily = not (self._place.cluster or "").startswith("ray")
-        settings["return_as"] = "generator_unordered" if lazily else "list"
-        calls = (delayed(work)(self._order(cargo), k, call, args) for k, args in waiting.items())
-        yield from Parallel(**settings)(calls)
+        settings["return_as"] = "list" if self._place.is_ray else "generator_unordered"
+        return Parallel(**settings)
 
     def _in_turn(
         self, call: Call, waiting: dict[int, tuple[Any, ...]], cargo: Cargo | None

@@ -15,6 +15,8 @@ from onnxslim_tk.plan.work import Shapes, layer_work, node_work
 
 _CONVERSIONS: Final = ("QuantizeLinear", "DequantizeLinear")
 _PRODUCTS: Final = ("Gemm", "MatMul")
+# What only renames values works on codes as well.
+_RENAMING: Final = ("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
 
 def table_time(model: Model, shapes: Shapes, target: Target) -> float:
@@ -56,7 +58,8 @@ class _Clockless:
         if layer is not None:
             written = runs_in_integers(layer)
             return written and (layer.kind in _PRODUCTS or self._gives_codes(node))
-        if node.op in _CONVERSIONS or node.op not in self._target.integers:
+        known = node.op in self._target.integers or node.op in _RENAMING
+        if node.op in _CONVERSIONS or not known:
             return False
         makers = [t.inputs[0].op for t in node.inputs if t.inputs and not is_constant(t)]
         read = bool(makers) and set(makers) == {"DequantizeLinear"}

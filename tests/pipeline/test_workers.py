@@ -107,6 +107,24 @@ def test_a_dask_worker_that_is_killed_loses_nothing(
     assert (tmp_path / "died").exists()
 
 
+def test_a_ray_cluster_does_as_well_and_outlives_a_worker(cargo: Crate, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+    # Its processes find our modules where this one does.
+    paths = {"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=paths)
+    try:
+        with Workers(Place(cluster="ray://127.0.0.1:10001"), cargo) as workers:
+            for _ in range(2):
+                found = gathered(workers, calls.name_and, [(k,) for k in range(6)])
+                assert [row[1] for row in found] == list(range(6))
+                assert {row[0] for row in found} == {"what is in the crate"}
+            found = gathered(workers, calls.die_once, [(k, str(tmp_path)) for k in range(6)])
+        assert found == list(range(6))
+        assert (tmp_path / "died").exists()
+    finally:
+        ray.shutdown()
+
+
 def test_no_scheduler_at_an_address_is_one_sentence(cargo: Crate) -> None:
     pytest.importorskip("distributed", reason="the extra dask is not installed")
     with (

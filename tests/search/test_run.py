@@ -76,6 +76,18 @@ def test_workers_and_their_number_change_nothing(load: Load, tmp_path: Path) -> 
     assert points(tmp_path / "one") == points(tmp_path / "two")
 
 
+def test_a_dask_cluster_of_processes_finds_the_same_front(load: Load, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed", reason="the extra dask is not installed")
+    search(load(), tmp_path / "one", GOAL, effort(8, strategy="evolutionary"))
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
+        address = "dask://" + cluster.scheduler_address.removeprefix("tcp://")
+        there = effort(8, strategy="evolutionary", place=Place(cluster=address))
+        search(load(), tmp_path / "two", GOAL, there)
+    assert points(tmp_path / "one") == points(tmp_path / "two")
+
+
 class StoppedError(Exception):
     pass
 
