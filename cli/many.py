@@ -17,6 +17,7 @@ from onnxslim_tk.report.outcome import Report
 from .console import err, say, shown, visible, warn
 from .figures import count, ratio
 from .options import Choices, reach_module
+from .supervise import going_on
 from .tables import show, titled
 
 Call = Callable[[Path, Path, Choices, Progress], tuple[Report, Mapping[str, OutputKind]]]
@@ -55,7 +56,8 @@ def optimize_all(
         jobs.append(Job(name, source.absolute(), result, call_here, settings))
     if len({job.result for job in jobs}) < len(jobs):
         raise typer.BadParameter("a model is named twice", param_hint="IN")
-    rows = optimize_many(jobs, folder, place, None if quiet else _tell)
+    with going_on(folder):
+        rows = optimize_many(jobs, folder, place, None if quiet else _tell)
     if not quiet:
         _show(rows, folder)
     if any(row.ending == "failed" for row in rows):

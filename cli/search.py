@@ -31,7 +31,7 @@ from .effort import Effort as Machine
 from .figures import count, ratio, real
 from .options import Choices, Source, reach_module
 from .progress import Steps
-from .supervise import Isolation, supervise
+from .supervise import Isolation, going_on, supervise
 from .tables import show, titled
 
 _PANEL: Final = "Search"
@@ -188,7 +188,7 @@ def search(
     with Steps(quiet) as steps:
         cargo = supervise(call, source, isolation, steps)
     goal = replace(goal, limits={**goal.limits, **_size_limit(recipe.budget, cargo)})
-    with _watching(quiet, goal) as watch:
+    with going_on(folder), _watching(quiet, goal) as watch:
         made = searched(cargo, folder, goal, effort, watch)
     _tell(made, quiet)
 

@@ -1,4 +1,5 @@
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,3 +107,21 @@ def test_a_users_metric_reaches_the_workers(
     assert found.exit_code == 0, found.output
     points = json.loads((tmp_path / "out" / "front.json").read_text())["points"]
     assert all(p["figures"]["drop"] is not None for p in points)
+
+
+def test_a_signal_says_that_the_folder_can_be_gone_on_from(
+    run: Run,
+    model: Path,
+    samples: Path,
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    # The package has a command of the module's name.
+    monkeypatch.setattr(sys.modules["onnxslim_tk.cli.search"], "searched", interrupted)
+    found = run("search", model, tmp_path / "out", "--samples", samples, "--recipe", recipe)
+    assert found.exit_code == 130
+    assert "the same command goes on from there" in found.stderr
