@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-from onnxslim_tk.errors import ModelError
+from onnxslim_tk.errors import ModelError, RecipeError
 from onnxslim_tk.graph.stored import Stored
 from onnxslim_tk.pipeline.files import write_file
 from onnxslim_tk.plan.plan import Plan, write_plan
@@ -134,14 +134,22 @@ class Folder:
         self._write(_PAGE, text)
 
     def survey(self) -> tuple[Space, Figures] | None:
-        """The space and the original's figures as an earlier run of the same search left them."""
+        """The space and the original's figures as an earlier run of the same search left them.
+
+        Raises RecipeError where the folder holds another search.
+        """
         try:
             data = json.loads((self.path / _SURVEY).read_text(encoding="utf-8"))
-            if data["key"] != self._cargo.key or data["format"] != _FORMAT:
-                return None
-            return _space(data["space"]), Figures(**data["original"])
+            same = data["key"] == self._cargo.key and data["format"] == _FORMAT
+            found = _space(data["space"]), Figures(**data["original"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
+        if not same:
+            raise RecipeError(
+                f"search: {self.path} holds a search of another model, other samples or settings; "
+                "take another folder, or remove it"
+            )
+        return found
 
     def keep_survey(self, space: Space, original: Figures) -> None:
         """Leave the space for later runs."""

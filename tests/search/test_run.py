@@ -174,8 +174,10 @@ def test_where_nothing_keeps_the_limits_the_nearest_is_there(load: Load, tmp_pat
 
 def test_refuses_a_folder_of_another_search(load: Load, tmp_path: Path) -> None:
     search(load(), tmp_path, GOAL, effort(2))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(RecipeError, match="another model, other samples or settings"):
         search(load(seed=1), tmp_path, GOAL, effort(2))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_refuses_a_place_that_can_be_no_folder(load: Load, tmp_path: Path) -> None:
