@@ -13,6 +13,7 @@ from .inspect import inspect
 from .optimize import optimize
 from .pack import pack
 from .plan import plan
+from .search import search
 from .spread import spread
 from .student import student
 from .validate import validate
@@ -47,7 +48,7 @@ def onnxslim(
 
 
 for _command in (
-    *(optimize, plan, apply, validate, student, distill, finetune),
+    *(optimize, plan, apply, search, validate, student, distill, finetune),
     *(inspect, pack, demo, version),
 ):
     app.command()(spread(_command))

@@ -279,9 +279,14 @@ def check_targets(source: Path, targets: Mapping[str, Path | None], in_place: bo
 
 
 def _metric(spec: str) -> Metric:
-    if ":" in spec and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    reach_module(spec)
     return load_metric(spec)
+
+
+def reach_module(spec: str | None) -> None:
+    """Let a metric's module be found where the command was called."""
+    if spec is not None and ":" in spec and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def _numbers(text: str | None, name: str) -> tuple[float, ...] | None:

@@ -69,11 +69,11 @@ class Isolation:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Signal ``number`` ended a run; ``written`` says whether its file was there already."""
+    """Signal ``number`` ended a run; ``left`` says what is there of it."""
 
-    def __init__(self, number: int, written: bool = False) -> None:
+    def __init__(self, number: int, left: str = "nothing was written") -> None:
         super().__init__(number)
-        self.number, self.written = number, written
+        self.number, self.left = number, left
 
 
 def supervise(
@@ -95,7 +95,20 @@ def supervise(
         return call(progress)
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, Interrupted) else signal.SIGINT
-        raise Interrupted(number, _identity(result) != before) from error
+        if _identity(result) != before:
+            raise Interrupted(number, "the result was written before") from error
+        raise Interrupted(number) from error
+
+
+@contextmanager
+def going_on(folder: Path) -> Iterator[None]:
+    """A signal in the block says that the work of a run folder can go on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        done = f"what is done so far is in {folder}, the same command goes on from there"
+        raise Interrupted(number, done) from error
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def summary_tables(summary: Summary, kinds: Mapping[str, OutputKind]) -> Iterato
 
 def figures_table(figures: Sequence[Figure]) -> Table:
     """The five numbers and the time to load."""
-    table = _table("Figures", "", "original>", "result>", "ratio>")
+    table = titled("Figures", "", "original>", "result>", "ratio>")
     for figure in figures:
         exact = figure.name != "latency ms"
         values = [
@@ -66,7 +66,7 @@ def figures_table(figures: Sequence[Figure]) -> Table:
 def outputs_table(outputs: Sequence[OutputFidelity], kinds: Mapping[str, OutputKind]) -> Table:
     """How near every output is to the original's."""
     columns = ("output", "kind", "SQNR dB>", "cosine>", "top-1>", "sequences>", "largest error>")
-    table = _table("Outputs beside the original's", *columns)
+    table = titled("Outputs beside the original's", *columns)
     for output in outputs:
         table.add_row(
             shown(output.name),
@@ -83,7 +83,7 @@ def outputs_table(outputs: Sequence[OutputFidelity], kinds: Mapping[str, OutputK
 def metric_table(summary: Summary) -> Table:
     """The task metric before and after, with the interval of what was lost."""
     drop = summary.drop
-    table = _table("Metric", "", "original>", "result>", "drop>", "95 % interval>", "samples>")
+    table = titled("Metric", "", "original>", "result>", "drop>", "95 % interval>", "samples>")
     if drop is not None:
         table.add_row(
             shown(summary.metric or ""),
@@ -98,7 +98,7 @@ def metric_table(summary: Summary) -> Table:
 
 def training_tables(training: Learned) -> Iterator[Table]:
     """How training went on the samples for choosing, and what the model was before it."""
-    table = _table(f"Training, ended by {training.ended}", "state", "step>", "loss>", "metric>")
+    table = titled(f"Training, ended by {training.ended}", "state", "step>", "loss>", "metric>")
     for name, look in milestones(training):
         metric = NOTHING if look.metric is None else real(look.metric)
         table.add_row(name, count(look.step), real(look.loss), metric)
@@ -107,7 +107,7 @@ def training_tables(training: Learned) -> Iterator[Table]:
     if before is None:
         return
     columns = ("output", "SQNR dB>", "cosine>", "top-1>", "sequences>", "metric>")
-    table = _table("As it came, beside the teacher", *columns)
+    table = titled("As it came, beside the teacher", *columns)
     for number, output in enumerate(before.outputs):
         figures = share(output.cosine), share(output.top1_agreement)
         metric = real(before.drop.result) if before.drop is not None and not number else NOTHING
@@ -118,7 +118,7 @@ def training_tables(training: Learned) -> Iterator[Table]:
 
 def checks_table(checks: Sequence[Check]) -> Table:
     """Every limit of the budget."""
-    table = _table("Budget", "of", "figure", "value>", "limit>", "holds", "note")
+    table = titled("Budget", "of", "figure", "value>", "limit>", "holds", "note")
     for check in checks:
         holds = "[green]yes[/]" if check.holds else "[bold red]NO[/]"
         value, limit = real(check.value), real(check.limit)
@@ -130,7 +130,7 @@ def checks_table(checks: Sequence[Check]) -> Table:
 
 def layers_table(summary: Summary) -> Table:
     """The layers whose outputs are farthest from the original's."""
-    table = _table("Worst layers", "layer", "kind", "SQNR dB>")
+    table = titled("Worst layers", "layer", "kind", "SQNR dB>")
     for layer in summary.worst_layers:
         table.add_row(shown(layer.layer), layer.kind, decibels(layer.sqnr_db))
     return table
@@ -139,7 +139,7 @@ def layers_table(summary: Summary) -> Table:
 def done_table(done: Sequence[Done]) -> Table:
     """What was done, by stage and method."""
     columns = ("stage", "method", "rows>", "bytes saved>", "MACs saved>", "largest error>")
-    table = _table("Done", *columns)
+    table = titled("Done", *columns)
     for row in done:
         numbers = count(row.rows), count(row.bytes_saved), count(row.macs_saved)
         table.add_row(shown(row.stage), row.method, *numbers, real(row.error, 3))
@@ -149,7 +149,7 @@ def done_table(done: Sequence[Done]) -> Table:
 def packing_table(packing: Sequence[Packing]) -> Table:
     """What was packed, by encoding, beside the entropy of the codes."""
     columns = ("encoding", "tensors>", "bytes before>", "after>", "coded>", "entropy>")
-    table = _table("Packed without loss", *columns)
+    table = titled("Packed without loss", *columns)
     for row in packing:
         coded = (count(row.coded), count(row.entropy)) if row.coded else (NOTHING, NOTHING)
         numbers = count(row.tensors), count(row.bytes_before), count(row.bytes_after)
@@ -166,7 +166,7 @@ def packing_table(packing: Sequence[Packing]) -> Table:
 def integers_table(integers: Sequence[Integers]) -> Table:
     """What runs in int8, by kind, and why the others stay in float."""
     columns = ("kind", "all>", "meant>", "formed>", "why others stay float", "of them>", "such as")
-    table = _table("In integers", *columns)
+    table = titled("In integers", *columns)
     for row in integers:
         numbers = count(row.layers), count(row.meant), count(row.formed)
         head: tuple[str, ...] = (row.kind, *numbers)
@@ -181,7 +181,7 @@ def integers_table(integers: Sequence[Integers]) -> Table:
 
 def floats_table(floats: Sequence[Floating]) -> Table:
     """What still runs in float, why, and the microseconds of one run by the target's table."""
-    table = _table("Still in float", "operator", "why", "of them>", "us, expected>")
+    table = titled("Still in float", "operator", "why", "of them>", "us, expected>")
     for row in floats:
         time = NOTHING if row.microseconds is None else real(row.microseconds, 1)
         table.add_row(shown(row.kind), shown(row.reason), count(row.operators), time)
@@ -192,7 +192,7 @@ def refusal_tables(refusals: Sequence[Refused]) -> Iterator[Table]:
     """What was left alone, and what was done in another way than a method would have; why."""
     left = [row for row in refusals if not row.instead]
     if left:
-        table = _table("Left alone", "method", "reason", "layers>", "such as")
+        table = titled("Left alone", "method", "reason", "layers>", "such as")
         for row in left:
             examples = some(row.examples, row.layers)
             table.add_row(row.method, shown(row.reason), count(row.layers), examples)
@@ -200,7 +200,7 @@ def refusal_tables(refusals: Sequence[Refused]) -> Iterator[Table]:
     others = [row for row in refusals if row.instead]
     if others:
         columns = ("method", "reason", "instead", "layers>", "such as")
-        table = _table("Done in another way", *columns)
+        table = titled("Done in another way", *columns)
         for row in others:
             examples = some(row.examples, row.layers)
             cells = shown(row.reason), shown(row.instead), count(row.layers), examples
@@ -214,7 +214,7 @@ def plan_table(plan: Plan) -> Table:
     columns = ("stage", "method", "target", *numbers, "why")
     rows = [(stage.stage, row) for stage in plan.stages for row in stage.rows]
     left = f", the first {_ROWS_SHOWN}" if len(rows) > _ROWS_SHOWN else ""
-    table = _table(f"Plan: {len(rows)} rows{left}", *columns)
+    table = titled(f"Plan: {len(rows)} rows{left}", *columns)
     for stage, row in rows[:_ROWS_SHOWN]:
         error = real(row.error, 3) + (" (measured)" if row.measured else "")
         saved = count(row.bytes_saved), count(row.macs_saved)
@@ -224,7 +224,7 @@ def plan_table(plan: Plan) -> Table:
     return table
 
 
-def _table(title: str, *columns: str) -> Table:
+def titled(title: str, *columns: str) -> Table:
     """A table; a heading that ends in ``>`` is one of numbers."""
     table = Table(title=title, title_justify="left", title_style="bold")
     for column in columns:

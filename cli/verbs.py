@@ -35,8 +35,7 @@ class Verbs(TyperGroup):
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             ended = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
-            what = "the result was written before" if ended.written else "nothing was written"
-            complain(f"interrupted; {what}")
+            complain(f"interrupted; {ended.left}")
             raise typer.Exit(SIGNALLED + ended.number) from error
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

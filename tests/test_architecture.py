@@ -20,6 +20,8 @@ LEFT_OF: dict[str, str] = {
     "report": "errors kernels graph measure packing plan version writing",
     "pipeline": "errors kernels graph measure packing plan passes recover report train version "
     "writing",
+    "search": "errors kernels graph measure packing plan passes recover report train pipeline "
+    "version writing",
 }
 FILES = [p for p in sorted(ROOT.glob("onnxslim_tk/**/*.py")) if p.parent.name != "onnxslim_tk"]
 

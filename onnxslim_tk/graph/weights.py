@@ -1,6 +1,6 @@
 """The arrays of big weights, kept beside a model's messages and shared, never copied."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any, Final
 
@@ -101,6 +101,10 @@ class Weights:
 
     def __len__(self) -> int:
         return len(self._arrays)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Places in memory are this process's own.
+        return _restored, (self.smallest, {k: np.asarray(a) for k, a in self._arrays.items()})
 
     def copy(self) -> "Weights":
         """Another table of the same arrays."""
@@ -288,3 +292,11 @@ def refer(tensor: TensorProto, location: str, offset: str, length: str) -> None:
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", location), ("offset", offset), ("length", length)):
         tensor.external_data.add(key=key, value=value)
+
+
+def _restored(smallest: int, arrays: Mapping[str, Bytes]) -> Weights:
+    """A table that came from another process."""
+    weights = Weights(smallest)
+    for key, array in arrays.items():
+        weights.add(key, array)
+    return weights

@@ -223,7 +223,7 @@ def _work(call: Callable[[Progress], Result], memory: int | None) -> Result:
     """The call, in the worker."""
     (link,) = _channel
     try:
-        with _limited(memory):
+        with limited(memory):
             return call(lambda step, done, total: link.send((step, done, total)))
     finally:
         sys.stdout.flush()
@@ -232,7 +232,7 @@ def _work(call: Callable[[Progress], Result], memory: int | None) -> Result:
 
 
 @contextmanager
-def _limited(memory: int | None) -> Iterator[None]:
+def limited(memory: int | None) -> Iterator[None]:
     """This process allocates at most ``memory`` bytes in the block, None for the machine's."""
     if not sys.platform.startswith("linux"):
         yield

@@ -49,7 +49,7 @@ def optimize(
     can't be used.
     """
     started = time.process_time()
-    shop = _open(Path(source), recipe, options, Path(result))
+    shop = open_workshop(Path(source), recipe, options, Path(result))
     attempt, report = _settled(shop, started)
     options.progress("write", 0, 1)
     write_file(attempt.data, Path(result))
@@ -85,7 +85,7 @@ def plan(source: PathLike, recipe: str | Recipe = "balanced", options: Options =
     The samples for judging have their say as there: what they refuse gives way to something safer.
     Where nothing is better than the original, no stage has rows.
     """
-    shop = _open(Path(source), recipe, options, None)
+    shop = open_workshop(Path(source), recipe, options, None)
     attempt, _ = _settled(shop, time.process_time())
     stages = attempt.plan.stages or tuple(StagePlan(s.name, ()) for s in shop.recipe.stages)
     return replace(attempt.plan, stages=stages)
@@ -106,7 +106,9 @@ def apply(
     """
     started = time.process_time()
     given = steps if isinstance(steps, Plan) else read_plan(Path(steps), PASSES)
-    shop = _open(Path(source), given.recipe, replace(options, seed=given.seed), Path(result))
+    shop = open_workshop(
+        Path(source), given.recipe, replace(options, seed=given.seed), Path(result)
+    )
     if given.source_sha256 != shop.model.source_sha256:
         raise RecipeError(
             f"plan: it was made for a model with SHA-256 {given.source_sha256[:12]}..., "
@@ -122,7 +124,7 @@ def apply(
 def validate(original: PathLike, result: PathLike, options: Options = _PLAIN) -> Report:
     """Hold a result beside its original, on all the samples given; changes nothing."""
     started = time.process_time()
-    shop = _open(Path(original), Recipe("none", ()), options, None)
+    shop = open_workshop(Path(original), Recipe("none", ()), options, None)
     data = read_model(Path(result))
     attempt = shop.existing(data, parse(data))
     return judge(shop, attempt, started, everything=True)
@@ -156,7 +158,10 @@ def _check_runs(stored: Stored, foreign: Collection[Operator]) -> None:
         Session(part, lean=is_big(part))
 
 
-def _open(source: Path, recipe: str | Recipe, options: Options, result: Path | None) -> Workshop:
+def open_workshop(
+    source: Path, recipe: str | Recipe, options: Options, result: Path | None
+) -> Workshop:
+    """Read model, recipe and samples, and check that they go together; raises OnnxSlimError."""
     options.progress("read the model", 0, 1)
     data = read_model(source)
     if result is not None:

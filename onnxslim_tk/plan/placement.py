@@ -16,7 +16,7 @@ from onnxslim_tk.plan.work import Shapes, layer_work, node_work
 
 _PRODUCTS: Final = ("Gemm", "MatMul")
 # What the runtime computes together with a float convolution.
-_FUSED: Final = ("Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
+FUSED: Final = ("Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh")
 # A tensor of more dimensions is an image, or a stack of them.
 _MATRICES: Final = 3
 
@@ -104,7 +104,7 @@ def _network(
 
 def _behind(node: Node, behind: Sequence[Node], shapes: Shapes, target: Target) -> float:
     """Microseconds in float of what a grid stands for."""
-    fused = behind[:1] if node.op == "Conv" and behind and behind[0].op in _FUSED else ()
+    fused = behind[:1] if node.op == "Conv" and behind and behind[0].op in FUSED else ()
     return sum(_float_time(other, shapes, target) for other in behind[len(fused) :])
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnxslim_tk.graph.edit import constant, input_at, is_constant, producer, values_of
 from onnxslim_tk.graph.model import Model, Node, Tensor
 from onnxslim_tk.graph.order import ordered
-from onnxslim_tk.measure.observe import fetch
+from onnxslim_tk.measure.observe import fetch, inner_tensors
 from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.measure.runtime import Feed
 
@@ -41,7 +41,8 @@ def channel_means(model: Model, names: Sequence[str], feeds: Sequence[Feed]) -> 
 class FloatMeans:
     """Means of convolutions' outputs in the float model, to be restored in the quantized one.
 
-    They are those of ``reference``, where ``model`` itself has lost something already. Raises
+    They are those of ``reference``, where ``model`` itself has lost something already and still has
+    the layer in that form. Raises
     SessionError where that doesn't run.
     """
 
@@ -56,7 +57,12 @@ class FloatMeans:
         wanted = {id(node) for node in nodes}
         self._nodes = [node for node in ordered(model.graph) if id(node) in wanted]
         names = [node.outputs[0].name for node in self._nodes]
-        found = channel_means(reference or model, names, feeds)
+        found = channel_means(model, names, feeds)
+        if reference is not None:
+            # A layer that was split or narrowed since has no such means there.
+            there = set(inner_tensors(reference))
+            meant = channel_means(reference, [name for name in names if name in there], feeds)
+            found |= {n: mean for n, mean in meant.items() if mean.shape == found[n].shape}
         self._means = {id(node): found[node.outputs[0].name] for node in self._nodes}
         # Other feeds than those for the means, as far as there are so many.
         self._probe = Probe(

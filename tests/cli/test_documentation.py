@@ -31,7 +31,7 @@ def test_the_recipe_in_the_readme_can_be_read() -> None:
 
 def test_every_option_in_the_readme_exists(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERMINAL_WIDTH", "200")
-    verbs = ("optimize", "apply", "demo", "student", "distill", "finetune")
+    verbs = ("optimize", "apply", "search", "demo", "student", "distill", "finetune")
     helps = [run(verb, "--help").stdout for verb in verbs]
     known = {"--cov", *_TORCHRUN, *re.findall(r"--[a-z][a-z0-9-]*", " ".join(helps))}
     for text in (README, TRAINING):

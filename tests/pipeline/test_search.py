@@ -12,7 +12,7 @@ from onnxslim_tk.measure.samples import Samples
 from onnxslim_tk.passes import PASSES
 from onnxslim_tk.passes.clean import Clean
 from onnxslim_tk.pipeline import Options, apply, optimize, plan
-from onnxslim_tk.pipeline.run import _open
+from onnxslim_tk.pipeline.run import open_workshop
 from onnxslim_tk.pipeline.search import Search
 from onnxslim_tk.plan.budget import Budget
 from onnxslim_tk.plan.proposal import Context, Proposal, Refusal
@@ -132,10 +132,10 @@ def test_what_an_earlier_attempt_began_alike_is_not_looked_at_again(
         "{name: x, stages: {clean: [clean], share: [share], numbers: [quantize]}}", "x", PASSES
     )
     options = Options(calibration=samples, budget=Budget(max_size="12%"))
-    shop = _open(wide, recipe, options, None)
+    shop = open_workshop(wide, recipe, options, None)
     found = Search(shop).best()
     assert len(looks) == 1
-    alone = _open(wide, recipe, replace(options), None)
+    alone = open_workshop(wide, recipe, replace(options), None)
     rows = {stage.stage: list(stage.rows) for stage in found.plan.stages}
     again = alone.attempt(lambda stage, proposals, model, context: rows[stage.name], 0)
     assert again.data == found.data
