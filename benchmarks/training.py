@@ -95,8 +95,9 @@ def _cells(found: list[dict[str, Any]]) -> list[str]:
     figures = []
     for name in found[0]["figures"]:
         values = [row["figures"][name] for row in found]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        figures.append(f"{name} {statistics.mean(values):.4f} ± {spread:.4f}")
+        # One seed has no spread to tell of.
+        spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+        figures.append(f"{name} {statistics.mean(values):.4f}{spread}")
     seconds = statistics.mean(row["seconds"] for row in found)
     commits = ", ".join(sorted({row["commit"] for row in found}))
     return ["; ".join(figures), str(len(found)), f"{seconds:.0f}", commits]
