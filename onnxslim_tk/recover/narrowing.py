@@ -15,7 +15,8 @@ from onnxslim_tk.graph.order import ordered
 from onnxslim_tk.kernels.elimination import Reader
 from onnxslim_tk.kernels.held_out import fit_rows
 from onnxslim_tk.kernels.least_squares import mean_shift, refit_columns, shrinkage
-from onnxslim_tk.measure.observe import Moments, Statistics, fetch
+from onnxslim_tk.measure.moments import Moments
+from onnxslim_tk.measure.observe import Statistics, fetch
 from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.measure.rows import input_rows
 from onnxslim_tk.measure.runtime import Feed
