@@ -22,7 +22,8 @@ from benchmarks.tables import markdown
 from benchmarks.zoo import arguments
 from onnxslim_tk.errors import OnnxSlimError
 from onnxslim_tk.graph.layers import Layer, layers
-from onnxslim_tk.measure.observe import Moments, observe
+from onnxslim_tk.measure.moments import Moments
+from onnxslim_tk.measure.observe import observe
 from onnxslim_tk.measure.runtime import Session
 from onnxslim_tk.pipeline.files import parse, read_model
 from onnxslim_tk.recover.forms import FORMS, form_error, run_obstacle

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.model import Model
-from onnxslim_tk.measure.observe import fetch, row_limit
+from onnxslim_tk.measure.moments import row_limit
+from onnxslim_tk.measure.observe import fetch
 from onnxslim_tk.measure.padding import Steps, real_rows, real_steps
 from onnxslim_tk.measure.rows import input_rows, row_width
 from onnxslim_tk.measure.runtime import Feed

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxslim_tk.graph.edit import input_at
 from onnxslim_tk.graph.layers import Layer
+from onnxslim_tk.graph.model import Tensor
 
 Array = NDArray[Any]
+_FIRST_STATE: Final = 5
 
 
 def row_width(layer: Layer) -> int:
@@ -24,8 +27,43 @@ def row_width(layer: Layer) -> int:
     return shape[1] if layer.transposed else shape[0]
 
 
+def row_sources(layer: Layer) -> list[Tensor]:
+    """The tensors that :func:`shown` makes a layer's rows of; none where nothing shows them.
+
+    The recurrent weight of an LSTM, GRU or RNN multiplies the hidden states before each step:
+    those that the node gives, and the first one.
+    """
+    if layer.meets_input:
+        return [layer.input]
+    states = layer.node.outputs[0]
+    if not layer.is_recurrent or not states.name:
+        return []
+    first = input_at(layer.node, _FIRST_STATE)
+    return [states] if first is None else [states, first]
+
+
+def shown(layer: Layer, sources: Sequence[Array]) -> Array:
+    """What :func:`input_rows` takes, from the values of a layer's :func:`row_sources`.
+
+    For the hidden states of recurrent layers that is ``(directions, states, hidden)``. The states
+    of a GRU stand for those behind its reset gate too.
+    """
+    if layer.meets_input:
+        return sources[0]
+    states = sources[0]
+    found = []
+    for k in range(states.shape[1]):
+        backward = k == 1 or layer.node.attrs.get("direction", "forward") == "reverse"
+        before = states[1:, k] if backward else states[:-1, k]
+        parts = [before.reshape(-1, states.shape[-1])]
+        if len(sources) > 1:
+            parts.append(sources[1][k])
+        found.append(np.concatenate(parts))
+    return np.stack(found)
+
+
 def input_rows(layer: Layer, values: Array, most: int, rng: np.random.Generator) -> Array:
-    """Rows of a layer's input as its matrix meets them, ``(groups, rows, inputs)``, float32.
+    """Rows that a layer's matrix meets, ``(groups, rows, inputs)``, float32, of what is shown.
 
     At most ``most`` rows, drawn without repetition.
     """
@@ -36,6 +74,8 @@ def input_rows(layer: Layer, values: Array, most: int, rng: np.random.Generator)
         picked = channels[_pick(len(channels), most, rng)]
         split = picked.reshape(len(picked), layer.groups, -1)
         return np.ascontiguousarray(split.transpose(1, 0, 2))
+    if not layer.meets_input:
+        return np.ascontiguousarray(values[:, _pick(values.shape[1], most, rng)])
     flat = values.reshape(-1, values.shape[-1])
     rows = flat[_pick(len(flat), most, rng)]
     # All directions of a recurrent layer read the same rows.

@@ -113,8 +113,10 @@ class Share:
     def _comes_in_turn(self, layer: Layer, context: Context) -> bool:
         """Whether a layer is to make up for those before it, and samples show what they lost.
 
-        Zeros of a pruned weight could not stay.
+        Inputs are followed outside of branches alone. Zeros of a pruned weight could not stay.
         """
+        if layer.path or not layer.meets_input:
+            return False
         tuned = context.tuned(self, layer.names) or self
         moments = moments_of(layer, context.statistics) if context.feeds else None
         seen = moments is not None and moments.second is not None
@@ -234,7 +236,7 @@ def _may_join(layer: Layer, tuned: Share, fit: CodebookFit, width: int) -> bool:
 
 
 def _is_unseen(layer: Layer, tuned: Share, context: Context) -> bool:
-    """Whether samples were to steer the rounding, and could not: a body hides what it reads.
+    """Whether samples were to steer the rounding, and could not: none shows what the layer reads.
 
     A coarse codebook without them costs far more than elsewhere.
     """

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from onnxslim_tk.graph.edit import input_at
 from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.model import Model
-from onnxslim_tk.measure.observe import Moments, Statistics
+from onnxslim_tk.measure.moments import Moments
+from onnxslim_tk.measure.observe import Statistics
 
 Array = NDArray[Any]
 # A new bias tensor beside its values; behind a MatMul also the Add that brings it.
@@ -18,9 +19,7 @@ _ADD_BYTES = 22
 
 def moments_of(layer: Layer, statistics: Statistics | None) -> Moments | None:
     """What samples show about the rows that ``layer``'s weight multiplies, if they do."""
-    if statistics is None or layer.path or not layer.meets_input:
-        return None
-    return statistics.moments.get(layer.id)
+    return None if statistics is None else statistics.moments.get(layer.id)
 
 
 def shift_means(

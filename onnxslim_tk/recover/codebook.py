@@ -20,7 +20,7 @@ from onnxslim_tk.kernels.codebook import (
 from onnxslim_tk.kernels.grouped import feedback_variances
 from onnxslim_tk.kernels.least_squares import shrinkage
 from onnxslim_tk.kernels.rounding import symmetric_scales
-from onnxslim_tk.measure.observe import Moments
+from onnxslim_tk.measure.moments import Moments
 from onnxslim_tk.recover.feedback import Codebook, Feedback, per_row_of, refitted_scales
 
 Array = NDArray[Any]

@@ -13,7 +13,8 @@ from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.kernels.elimination import Reader
 from onnxslim_tk.kernels.least_squares import mean_shift, refit_columns, shrinkage
-from onnxslim_tk.measure.observe import Moments, Statistics
+from onnxslim_tk.measure.moments import Moments
+from onnxslim_tk.measure.observe import Statistics
 from onnxslim_tk.recover.bias import moments_of
 
 Array = NDArray[Any]

@@ -9,7 +9,7 @@ from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.graph.order import ordered
 from onnxslim_tk.kernels.least_squares import compensated, shrinkage
-from onnxslim_tk.measure.observe import Moments
+from onnxslim_tk.measure.moments import Moments
 from onnxslim_tk.measure.paired import PairedMoments, observe_pairs
 from onnxslim_tk.measure.runtime import Feed
 
