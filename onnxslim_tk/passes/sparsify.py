@@ -56,7 +56,7 @@ class Sparsify:
     pattern: str | None = None
     block: int = 1
     recover: bool = True
-    sequential: bool = True
+    sequential: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
