@@ -74,7 +74,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """In place of a result: the call's process died each time, or it never came to an end."""
+    """In place of a result: the call's process died with it alone, or it came to no end."""
 
     why: str
 
@@ -108,7 +108,7 @@ class Workers:
     def each(self, call: Call, arguments: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """What ``call`` gives, with the number of its arguments, as it comes.
 
-        Raises what a call raises; a call whose process dies twice, alone at last, gives a Lost.
+        Raises what a call raises; a call whose process dies again when it runs alone gives a Lost.
         """
         if self._place.is_here:
             if self._opened is None:
@@ -116,13 +116,14 @@ class Workers:
             yield from ((k, call(*self._opened, *args)) for k, args in enumerate(arguments))
             return
         left = dict(enumerate(arguments))
-        try:
-            for k, result in self._pass(call, left, self._place.jobs):
-                del left[k]
-                yield k, result
-        except _deaths() as error:
-            self._end_single()
-            yield from self._alone(call, left, error)
+        while left:
+            try:
+                for k, result in self._pass(call, left, self._place.jobs):
+                    del left[k]
+                    yield k, result
+            except _deaths() as error:
+                self._end_single()
+                yield from self._alone(call, left, error)
 
     def one(self, call: Call, *arguments: Any) -> Any:
         """What one call gives; raises SessionError where its process dies."""
@@ -201,16 +202,16 @@ class Workers:
     def _alone(
         self, call: Call, left: dict[int, tuple[Any, ...]], error: BaseException
     ) -> Iterator[tuple[int, Any]]:
-        """Calls one by one after a death, so that it shows whose it was."""
-        for k in list(left):
-            for _ in range(2):
-                try:
-                    ((_, result),) = self._pass(call, {k: left[k]}, 1)
-                    break
-                except _deaths() as again:
-                    error = again
-                    self._end_single()
-            else:
+        """The calls that may have been under way at a death, one by one: it shows whose it was.
+
+        Calls begin in their order, so the first that have not ended are meant.
+        """
+        for k in list(left)[: self._count(self._place.jobs)]:
+            try:
+                ((_, result),) = self._pass(call, {k: left[k]}, 1)
+            except _deaths() as again:
+                error = again
+                self._end_single()
                 result = Lost(_told(error))
             del left[k]
             yield k, result
@@ -302,5 +303,5 @@ def _deaths() -> tuple[type[BaseException], ...]:
 
 def _told(error: BaseException) -> str:
     if isinstance(error, TimeoutError | PoolTimeoutError):
-        return "the call took longer than its limit, twice, and was ended"
-    return f"its worker died, twice: {' '.join(str(error).split())[:200]}"
+        return "the call took longer than its limit and was ended"
+    return f"its worker died, also when it ran alone: {' '.join(str(error).split())[:200]}"

@@ -77,7 +77,7 @@ def test_a_call_that_always_kills_its_worker_is_given_up_alone(cargo: Crate) -> 
 
 
 def test_a_call_that_hangs_is_ended(cargo: Crate) -> None:
-    with Workers(Place(2, seconds=6.0), cargo) as workers:
+    with Workers(Place(2, seconds=9.0), cargo) as workers:
         found = gathered(workers, calls.hang, [(k,) for k in range(3)])
     assert [found[0], found[2]] == [0, 2]
     assert isinstance(found[1], Lost)
