@@ -135,7 +135,7 @@ def _row(method: str, sharers: Sequence[Layer], context: Context) -> Proposal | 
     grid = context.grids.of(layer)
     saved = packed_bytes(layer.weight) if layer.is_dense else packed_bytes(layer.stored.values)
     saved -= packed_bytes(grid.values) + len(sharers) * _OVERHEAD
-    saved -= grid.scales.nbytes if layer.is_dense else 0
+    saved -= packed_bytes(grid.scales) if layer.is_dense else 0
     saved_time = sum(floating - dynamic for floating, dynamic in _times(sharers, context))
     if saved <= 0 and saved_time <= 0:
         return None

@@ -219,8 +219,8 @@ def _rows(tuned: Quantize, sharers: Sequence[Layer], context: Context) -> Iterat
     grid = context.grids.of(layer, tuned.weight_bits)
     before = packed_bytes(layer.weight) if layer.is_dense else packed_bytes(grid.values)
     if not layer.is_dense:
-        before += grid.scales.nbytes + _FLOAT_OVERHEAD
-    saved = before - packed_bytes(grid.values) - grid.scales.nbytes
+        before += packed_bytes(grid.scales) + _FLOAT_OVERHEAD
+    saved = before - packed_bytes(grid.values) - packed_bytes(grid.scales)
     error = relative_error(_flat(layer.weight), _flat(grid.dense(layer)))
     tables = sum(layer.kind == "Gather" for layer in sharers)
     saved -= 2 * tables * _FLOAT_OVERHEAD

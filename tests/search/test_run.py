@@ -61,11 +61,14 @@ def test_leaves_a_front_with_models_plans_reports_and_a_page(
         assert (folder / point["model"]).stat().st_size == point["figures"]["bytes"]
     judged = [p for p in data["points"] if p["judged"]]
     assert len(judged) == 2
-    assert all(p["judged"]["holds"] and p["judged"]["latency_ratio"] > 0 for p in judged)
+    # What holds on the samples for choosing may miss on those for judging, and then it is said.
+    for point in judged:
+        assert isinstance(point["judged"]["holds"], bool)
+        assert point["judged"]["latency_ratio"] > 0
     assert (folder / "front.html").stat().st_size > 1_000_000
     # A point's plan does the same by hand.
     plan = folder / judged[0]["plan"]
-    apply(model, tmp_path / "again.onnx", plan, Options(calibration=samples))
+    apply(model, tmp_path / "again.onnx", plan, Options(calibration=samples), force=True)
     assert (tmp_path / "again.onnx").read_bytes() == (folder / judged[0]["model"]).read_bytes()
 
 
