@@ -386,3 +386,17 @@ def test_a_file_that_is_there_already_stays_when_the_model_is_refused(
         with pytest.raises(ModelError):
             action(source, target)
         assert target.read_bytes() == b"mine"
+
+
+def test_a_convolution_in_groups_of_text_is_looked_at_without_a_traceback(
+    place: tuple[Path, Path],
+) -> None:
+    proto = onnx.ModelProto.FromString(altered(lambda m: None)())
+    proto.graph.initializer.append(weight("cw", np.ones((2, 1, 1, 8))))
+    proto.graph.initializer.append(weight("cx", np.ones((1, 2, 4, 8))))
+    proto.graph.node.append(helper.make_node("Conv", ["cx", "cw"], ["cy"], group=""))
+    # In so old a file types of attributes count for nothing.
+    proto.ir_version = 1
+    place[0].write_bytes(proto.SerializeToString())
+    found = overview(load(place[0]), {}, {})
+    assert "cy" not in {layer.id for layer in found.layers}
