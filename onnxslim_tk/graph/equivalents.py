@@ -13,6 +13,7 @@ from onnxslim_tk.graph.domains import STANDARD_DOMAINS
 from onnxslim_tk.graph.edit import (
     add_node,
     constant,
+    drop_unused,
     input_at,
     is_constant,
     output_names,
@@ -24,7 +25,10 @@ from onnxslim_tk.graph.edit import (
     variable,
 )
 from onnxslim_tk.graph.evaluate import bytes_of
-from onnxslim_tk.graph.model import Graph, Model, Node, Tensor, bodies
+from onnxslim_tk.graph.inference import infer_types
+from onnxslim_tk.graph.lookups import fold_rows, one_hot_of, rows_behind, write_look_up
+from onnxslim_tk.graph.maxima import peak_of, write_peak
+from onnxslim_tk.graph.model import Graph, Model, Node, Tensor, bodies, file_bytes
 
 Array = NDArray[Any]
 # Functions of single values, which may as well come before the pixels are put in their places.
@@ -45,7 +49,7 @@ class Equivalent:
 
 def equivalents(model: Model) -> Iterator[Equivalent]:
     """All rewrites that can be made now, bodies included."""
-    outputs = output_names(model)
+    outputs, types, opset = output_names(model), infer_types(model), model.graph.opset
     for path, graph in bodies(model.graph):
         here = {id(node) for node in graph.nodes}
         for node in list(graph.nodes):
@@ -55,13 +59,35 @@ def equivalents(model: Model) -> Iterator[Equivalent]:
                 yield Equivalent(node, graph, path, "HardSigmoid")
             elif node.op == "ConvTranspose" and _tiles(node, outputs):
                 yield Equivalent(node, graph, path, "DepthToSpace")
+            elif one_hot_of(node, types, opset) is not None:
+                yield Equivalent(node, graph, path, "Gather")
+            elif rows_behind(node, graph, outputs, types) is not None:
+                yield Equivalent(node, graph, path, "rows of a table")
+            elif peak_of(node, graph, outputs, types, opset) is not None:
+                yield Equivalent(node, graph, path, "maximum before its function")
 
 
 def rewrite(model: Model, found: Equivalent) -> int:
     """Make one rewrite in place; gives the bytes that the file loses by it."""
     if found.kind == "HardSigmoid":
         return _write_hard_sigmoid(model, found)
-    return _write_tiles(model, found)
+    if found.kind == "DepthToSpace":
+        return _write_tiles(model, found)
+    before = file_bytes(model)
+    outputs, types = output_names(model), infer_types(model)
+    if found.kind == "maximum before its function":
+        peak = peak_of(found.node, found.graph, outputs, types, model.graph.opset)
+        if peak is not None:
+            write_peak(model, found.graph, peak, found.path)
+    else:
+        encoded = one_hot_of(found.node, types, model.graph.opset)
+        if encoded is not None:
+            write_look_up(model, found.graph, found.node, encoded)
+        behind = rows_behind(found.node, found.graph, outputs, types)
+        if behind is not None:
+            fold_rows(model, found.graph, found.path, found.node, behind)
+    drop_unused(model)
+    return before - file_bytes(model)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

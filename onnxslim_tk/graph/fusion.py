@@ -24,6 +24,7 @@ from onnxslim_tk.graph.evaluate import bytes_of
 from onnxslim_tk.graph.inference import infer_types
 from onnxslim_tk.graph.model import Graph, Model, Node, Tensor, bodies
 from onnxslim_tk.graph.site import Site, zero_padding
+from onnxslim_tk.graph.squeezed import bring_before_squeeze
 
 Array = NDArray[Any]
 
@@ -55,7 +56,7 @@ class Fusion:
         """
         chosen = list(sites)
         for site in chosen:
-            while self._fold_behind(site):
+            while bring_before_squeeze(self._model, site, self._outputs) or self._fold_behind(site):
                 pass
         for site in chosen:
             while self._fold_before(site):

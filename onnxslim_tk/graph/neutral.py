@@ -11,6 +11,8 @@ from onnxslim_tk.graph.inference import TensorType, Types
 from onnxslim_tk.graph.model import Node, Tensor
 
 Array = NDArray[Any]
+# Exporters write a number beyond any size for the end of an axis whose size they don't know.
+_TO_THE_END = 10**9
 
 
 def unchanged_input(node: Node, types: Types, opset: int, fixed: set[str]) -> Tensor | None:
@@ -34,6 +36,8 @@ def unchanged_input(node: Node, types: Types, opset: int, fixed: set[str]) -> Te
         certain = pads is not None and not pads.any()
     elif node.op == "Reshape":
         certain = known is not None and _keeps_shape(node, known)
+    elif node.op == "Slice":
+        certain = _takes_all(node, known)
     else:
         return _neutral(node, types)
     return source if certain else None
@@ -81,6 +85,27 @@ def _keeps_shape(node: Node, known: TensorType) -> bool:
         elif not (wanted == 0 and copies) and wanted != size:
             return False
     return free <= 1
+
+
+def _takes_all(node: Node, known: TensorType | None) -> bool:
+    """Whether a Slice goes over the whole of every axis that it names."""
+    starts, ends = _numbers(node, 1, "starts"), _numbers(node, 2, "ends")
+    axes, steps = input_at(node, 3), input_at(node, 4)
+    if starts is None or ends is None or starts.any():
+        return False
+    if steps is not None and not (is_constant(steps) and (values_of(steps) == 1).all()):
+        return False
+    listed = node.attrs.get("axes", range(len(ends)))
+    if axes is not None:
+        if not is_constant(axes):
+            return False
+        listed = values_of(axes).tolist()
+    shape = None if known is None else known.shape
+    for axis, end in zip(listed, ends.tolist(), strict=False):
+        size = None if shape is None or not -len(shape) <= axis < len(shape) else shape[axis]
+        if end < _TO_THE_END and (size is None or end < size):
+            return False
+    return True
 
 
 def _neutral(node: Node, types: Types) -> Tensor | None:

@@ -15,8 +15,10 @@ from onnxslim_tk.graph.model import Graph, Node, Tensor
 from onnxslim_tk.graph.order import ordered
 
 Array = NDArray[Any]
+# Few values picked out of many: to make floats of the many first would cost more than it gives.
+EXTREMES: Final = frozenset({"ReduceMax", "ReduceMin"})
 # Data movement: the output lies on the grid of the input.
-MOVES: Final = frozenset(
+MOVES: Final = EXTREMES | frozenset(
     {
         "DepthToSpace",
         "Flatten",
@@ -191,7 +193,9 @@ class _Search:
                     integer.add(id(self._result(node)))
                 elif id(activations[0]) in near:
                     near.add(id(node.outputs[0]))
-            elif node.op in MOVES and _moves(node) and id(activations[0]) in integer | near:
+            elif _moves(node) and id(activations[0]) in (
+                integer if node.op in EXTREMES else integer | near
+            ):
                 (integer if id(activations[0]) in integer else near).add(id(node.outputs[0]))
                 joined.add(id(node))
             elif node.op in ARITHMETIC and activations and self._shares_a_grid(node):
@@ -210,12 +214,13 @@ class _Search:
         return max(spans) <= _CONCAT_RATIO * min(spans)
 
     def _backward(self, joined: set[int]) -> set[int]:
-        """Those of ``joined`` that an integer operator reads in the end."""
+        """Those of ``joined`` that an integer operator reads in the end, or that pick out few."""
         kept: set[int] = set()
         for node in reversed(self.nodes):
             if id(node) in joined:
                 readers = self._result(node).outputs
-                if any(id(reader) in kept or id(reader) in self.chosen for reader in readers):
+                wanted = any(id(r) in kept or id(r) in self.chosen for r in readers)
+                if wanted or node.op in EXTREMES:
                     kept.add(id(node))
         return kept
 
@@ -286,6 +291,8 @@ def _moves(node: Node) -> bool:
 
     A Pad puts in zeros, or values that are there.
     """
+    if node.op not in MOVES:
+        return False
     if node.op == "Pad":
         filler = input_at(node, 2)
         zeros = filler is None or (is_constant(filler) and not np.any(values_of(filler)))

@@ -15,7 +15,10 @@ class Canonicalize:
 
     ``clip(x + 3, 0, 6) / 6``, as HardSwish is often written, becomes a HardSigmoid; a
     ConvTranspose whose tiles don't overlap becomes a 1x1 Conv and a DepthToSpace, which have
-    integer kernels. Outputs stay the same up to float rounding.
+    integer kernels. A product with one-hot rows becomes a look-up, and the table holds what is
+    done to each of its rows behind. The greatest value of a function along an axis is taken of
+    the ends of its argument: of ``max(gelu(x))`` only the gelu of the greatest and the least
+    ``x`` remain. Outputs stay the same up to float rounding.
     """
 
     name: ClassVar[str] = "canonicalize"

@@ -113,7 +113,7 @@ def _drop_dead(model: Model) -> int:
 def _pass_through(model: Model, graph: Graph, path: str, types: Types, done: Counter[str]) -> None:
     """Take out the nodes that give out what they take in."""
     names = {"Identity": "identities", "Dropout": "dropouts", "Cast": "casts", "Pad": "pads"}
-    names |= {"Reshape": "reshapes", "Transpose": "transposes"}
+    names |= {"Reshape": "reshapes", "Transpose": "transposes", "Slice": "slices"}
     fixed = output_names(model)
     for node in list(graph.nodes):
         if node.domain not in STANDARD_DOMAINS or not node.inputs or not node.outputs:

@@ -30,9 +30,9 @@ IMAGE = normal(1, 2, 4, 9, 9)
 
 
 def image(body: str, **constants: Any) -> onnx.ModelProto:
-    opset = constants.pop("opset", 17)
+    opset, out = constants.pop("opset", 17), constants.pop("out", "A, B, C, D")
     text = f"""<ir_version: 8, opset_import: ["": {opset}]>
-    g (float[N, 4, 9, 9] x) => (float[A, B, C, D] y) {{ {body} }}"""
+    g (float[N, 4, 9, 9] x) => (float[{out}] y) {{ {body} }}"""
     return model_of(text, constants)
 
 
@@ -175,6 +175,22 @@ def test_folds_arithmetic_behind_a_convolution(tail: str, left: list[str]) -> No
     model, (row,) = fused(proto)
     assert operators(model) == ["Conv"]
     assert len(row.details["folded"]) == len(proto.graph.node) - 1
+
+
+@pytest.mark.parametrize("tail", ["y = Add(s, v)", "d = Mul(v, s) y = Sub(d, one)"])
+def test_folds_arithmetic_behind_the_squeeze_of_a_convolution_along_one_axis(tail: str) -> None:
+    constants = {"w": normal(0, 6, 4, 3, 9), "v": normal(1, 1, 6, 1), "one": np.float32(1.7)}
+    constants["last"] = np.array([3])
+    proto = image(f"c = Conv(x, w) s = Squeeze(c, last) {tail}", out="A, B, C", **constants)
+    model, (row,) = fused(proto)
+    assert operators(model) == ["Conv", "Squeeze"]
+    assert len(row.details["folded"]) == len(proto.graph.node) - 2
+
+
+def test_leaves_arithmetic_behind_a_squeeze_that_is_not_per_channel() -> None:
+    constants = {"w": normal(0, 6, 4, 3, 9), "v": normal(1, 7), "last": np.array([3])}
+    proto = image("c = Conv(x, w) s = Squeeze(c, last) y = Add(s, v)", out="A, B, C", **constants)
+    assert refused(proto) == {}
 
 
 def test_leaves_a_constant_that_widens_the_output() -> None:

@@ -52,6 +52,12 @@ CASES: dict[str, tuple[str, Mapping[str, Any], dict[str, int]]] = {
         {},
         {"QLinearConv": 2, "NhwcMaxPool": 1},
     ),
+    "the greatest and the least of a layer": (
+        "c = Conv(x, w, b) p = ReduceMax<axes=[2, 3]>(c) q = ReduceMin<axes=[2, 3]>(c) "
+        "y = Add(p, q)",
+        {},
+        {"QLinearConv": 1, "ReduceMax": 1, "ReduceMin": 1, "DequantizeLinear": 2, "Add": 1},
+    ),
     "AveragePool and nearest Resize": (
         "c = Conv(x, w) p = AveragePool<kernel_shape=[2,2]>(c) "
         'z = Resize<mode="nearest">(p, , s) y = Conv(z, v)',
