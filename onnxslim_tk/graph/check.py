@@ -8,7 +8,7 @@ functions without end. Unknown operators and domains are nobody's business but t
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import onnx
 from google.protobuf.descriptor import FieldDescriptor
@@ -50,7 +50,26 @@ def check(proto: onnx.ModelProto) -> None:
                 f"model: its inputs must have names and types, {quoted(value.name)} has not"
             )
     versions = [entry.version for entry in proto.opset_import if entry.domain in STANDARD_DOMAINS]
-    _check_graph(proto.graph, (), max(versions, default=0), proto.ir_version >= _TYPED_ATTRIBUTES)
+    if not versions and any(domain in STANDARD_DOMAINS for domain, _ in _calls(proto.graph.node)):
+        raise ModelError("model: it must name the version of the standard operators, it names none")
+    _check_graph(proto.graph, (), max(versions, default=0))
+
+
+def type_attributes(proto: onnx.ModelProto) -> None:
+    """Give attributes of a file that is too old to tell their types those of their operators.
+
+    In place. What such a file says of them counts for nothing, to the runtime too.
+    """
+    versions = [entry.version for entry in proto.opset_import if entry.domain in STANDARD_DOMAINS]
+    graphs = [proto.graph] if proto.ir_version < _TYPED_ATTRIBUTES else []
+    while graphs:
+        for node in graphs.pop().node:
+            known = node.domain in STANDARD_DOMAINS
+            found = _schema(node.op_type, max(versions, default=0)) if known else None
+            for attribute in node.attribute:
+                if found is not None and attribute.name in found[2]:
+                    attribute.type = found[2][attribute.name]
+            graphs.extend(body for _, body in proto_bodies(node))
 
 
 def drop_repeated_weights(proto: onnx.ModelProto) -> None:
@@ -126,9 +145,7 @@ def _calls(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, str]]:
             yield from _calls(body.node)
 
 
-def _check_graph(
-    graph: onnx.GraphProto, outer: tuple[set[str], ...], version: int, typed: bool
-) -> None:
+def _check_graph(graph: onnx.GraphProto, outer: tuple[set[str], ...], version: int) -> None:
     """Every name made once and before all, in this graph or in one around it."""
     made: set[str] = set()
     for value in graph.input:
@@ -142,14 +159,14 @@ def _check_graph(
             if name and name in made:
                 raise ModelError(f"model: {quoted(name)} is made twice")
             made.add(name)
-        _check_node(node, version, typed)
+        _check_node(node, version)
     visible = (*outer, made)
     for node in graph.node:
         for name in node.input:
             if name and not any(name in names for names in visible):
                 raise ModelError(f"model: {_who(node)} reads {quoted(name)}, which nothing makes")
         for _, body in proto_bodies(node):
-            _check_graph(body, visible, version, typed)
+            _check_graph(body, visible, version)
     for value in graph.output:
         if not value.name or not any(value.name in names for names in visible):
             raise ModelError(f"model: nothing makes the output {quoted(value.name)}")
@@ -160,7 +177,7 @@ def _who(node: onnx.NodeProto) -> str:
     return f"the {quoted(node.op_type)[1:-1] or 'node'} that makes {quoted(name)}"
 
 
-def _check_node(node: onnx.NodeProto, version: int, typed: bool) -> None:
+def _check_node(node: onnx.NodeProto, version: int) -> None:
     """The inputs, outputs and attributes of an operator that ONNX defines."""
     names = [attribute.name for attribute in node.attribute]
     if len(set(names)) < len(names):
@@ -183,7 +200,7 @@ def _check_node(node: onnx.NodeProto, version: int, typed: bool) -> None:
             raise ModelError(f"model: {_who(node)} has {got} {what}, it takes {least} to {most}")
     for attribute in node.attribute:
         wanted = types.get(attribute.name)
-        if typed and wanted is not None and attribute.type != wanted:
+        if wanted is not None and attribute.type != wanted:
             spelled = AttributeProto.AttributeType.Name(wanted)
             raise ModelError(
                 f"model: {_who(node)} needs the attribute {attribute.name} as {spelled}"
@@ -193,12 +210,13 @@ def _check_node(node: onnx.NodeProto, version: int, typed: bool) -> None:
         raise ModelError(f"model: {_who(node)} lacks the attribute {missing}")
 
 
-def _kind(kind: Any) -> int:
+def _kind(kind: Any) -> AttributeProto.AttributeType:
     """The type of a schema's attribute as a file spells it; the binding is an enum untold."""
-    return int(kind.value)
+    return cast(AttributeProto.AttributeType, int(kind.value))
 
 
-_Schema = tuple[tuple[int, int], tuple[int, int], dict[str, int], frozenset[str]]
+_Types = dict[str, AttributeProto.AttributeType]
+_Schema = tuple[tuple[int, int], tuple[int, int], _Types, frozenset[str]]
 
 
 @lru_cache(maxsize=1024)

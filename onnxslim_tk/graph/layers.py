@@ -37,10 +37,7 @@ def layers_of(model: Model, node: Node, graph: Graph, path: str) -> list[Layer]:
         return []
     key = path + given
     names = model.origins.get(key, (key,))
-    groups = node.attrs.get("group", 1) if node.op in ("Conv", "ConvTranspose") else 1
-    if not isinstance(groups, int):
-        # The runtime refuses such a node, but it can be looked at.
-        return []
+    groups = int(node.attrs.get("group", 1)) if node.op in ("Conv", "ConvTranspose") else 1
     found = []
     for slot in WEIGHT_SLOTS[node.op]:
         weight = held(node, slot)

@@ -11,7 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from onnxslim_tk.errors import ModelError
-from onnxslim_tk.graph.check import check, drop_repeated_weights
+from onnxslim_tk.graph.check import check, drop_repeated_weights, type_attributes
 from onnxslim_tk.graph.message import drop_listed_weights
 from onnxslim_tk.graph.model import Model, from_proto, to_parts
 from onnxslim_tk.graph.stored import Stored
@@ -75,6 +75,7 @@ def _proto(data: bytes, name: str) -> onnx.ModelProto:
         raise ModelError(f"model: {name} is not an ONNX file, or a damaged one") from error
     if not proto.HasField("graph"):
         raise ModelError(f"model: {name} is not an ONNX file: it holds no graph")
+    type_attributes(proto)
     check(proto)
     return proto
 

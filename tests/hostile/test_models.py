@@ -400,3 +400,27 @@ def test_a_convolution_in_groups_of_text_is_looked_at_without_a_traceback(
     place[0].write_bytes(proto.SerializeToString())
     found = overview(load(place[0]), {}, {})
     assert "cy" not in {layer.id for layer in found.layers}
+
+
+def test_types_of_attributes_in_an_old_file_are_those_of_their_operators(
+    place: tuple[Path, Path],
+) -> None:
+    proto = onnx.ModelProto.FromString(altered(lambda m: None)())
+    proto.graph.initializer.append(weight("cw", np.ones((2, 8))))
+    proto.graph.initializer.append(weight("cx", np.ones((4, 8))))
+    proto.graph.node.append(helper.make_node("Transpose", ["cw"], ["ct"], perm=[1, 0]))
+    proto.graph.node.append(helper.make_node("MatMul", ["cx", "ct"], ["cy"]))
+    proto.graph.node[-2].attribute[0].type = onnx.AttributeProto.INT
+    proto.ir_version = 1
+    place[0].write_bytes(proto.SerializeToString())
+    found = overview(load(place[0]), {}, {})
+    assert "cy" in {layer.id for layer in found.layers}
+
+
+def test_a_model_must_name_the_version_of_the_operators_it_uses(place: tuple[Path, Path]) -> None:
+    proto = onnx.ModelProto.FromString(altered(lambda m: None)())
+    for entry in proto.opset_import:
+        entry.domain = "of.others"
+    place[0].write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match="must name the version of the standard operators"):
+        load(place[0])
