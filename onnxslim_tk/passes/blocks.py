@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -46,23 +47,18 @@ class Blocks:
 
     def propose(self, model: Model, context: Context) -> Iterator[Proposal | Refusal]:
         """One row a block that the outputs bear to lose; takes samples."""
-        tuned = {
-            block.key: [context.tuned(self, layer.names) for layer in block.layers]
-            for block in residual_blocks(model, context.shapes)
-        }
-        found = [
-            block
-            for block in residual_blocks(model, context.shapes)
-            if None not in tuned[block.key]
-        ]
-        means = _means(model, found, context)
-
-        def rewrite(block: Block) -> Rewrite:
-            most = min(t.max_error for t in tuned[block.key] if t is not None)
+        found: list[tuple[Block, float]] = []
+        for block in residual_blocks(model, context.shapes):
+            tuned = [context.tuned(self, layer.names) for layer in block.layers]
+            given = [each.max_error for each in tuned if each is not None]
+            if len(given) == len(tuned):
+                found.append((block, min(given)))
+        means = _means(model, [block for block, _ in found], context)
+        rewrites = []
+        for block, most in found:
             row = _row(self, block, means.get(block.key), context)
-            return Rewrite(row, lambda twin: _drop(twin, [row], context), most)
-
-        yield from bearable(model, [rewrite(block) for block in found], context)
+            rewrites.append(Rewrite(row, partial(_drop, chosen=[row], context=context), most))
+        yield from bearable(model, rewrites, context, apart=True)
 
     def apply(self, model: Model, chosen: Sequence[Proposal], context: Context) -> None:
         """Drop the chosen blocks, and refit what comes behind them."""
@@ -83,38 +79,40 @@ class Blocks:
 
 
 def _means(model: Model, found: Sequence[Block], context: Context) -> dict[Key, Array]:
-    """The mean of what each block adds, ``(channels,)``; empty without samples."""
+    """The mean of what each block adds, ``(channels,)``, in its type; empty without samples."""
     totals: dict[Key, Array] = {}
+    kinds: dict[Key, Any] = {}
     names = [block.branch.name for block in found]
     for values in fetch(model, names, context.feeds) if names and context.feeds else ():
         for block in found:
             given = np.moveaxis(values[block.branch.name], block.channel_axis, 0)
             mean = given.reshape(len(given), -1).mean(1, dtype=np.float64)
-            totals[block.key] = totals.get(block.key, np.zeros(len(mean))) + mean
-    return {key: total / len(context.feeds) for key, total in totals.items()}
+            totals[block.key] = totals.get(block.key, 0.0) + mean
+            kinds[block.key] = given.dtype
+    return {key: (total / len(context.feeds)).astype(kinds[key]) for key, total in totals.items()}
 
 
 def _drop(model: Model, chosen: Sequence[Proposal], context: Context) -> None:
     rows = {row.targets: row for row in chosen}
     for block in residual_blocks(model, context.shapes):
         if block.key in rows:
-            kind = block.branch.dtype or np.float32
-            mean = np.array(rows[block.key].details["mean"], kind)
-            drop_block(model, block, mean, len(context.shapes[block.branch.name]))
+            details = rows[block.key].details
+            kind = np.float16 if details.get("half") else np.float32
+            drop_block(model, block, np.array(details["mean"], kind))
     drop_unused(model)
 
 
 def _row(method: Blocks, block: Block, mean: Array | None, context: Context) -> Proposal:
     work = [layer_work(layer, context.shapes) for layer in block.layers]
     weighing = {id(layer.node) for layer in block.layers}
-    channels = 0 if mean is None else len(mean)
+    added = np.zeros(0, np.float32) if mean is None else mean
     others = [node_work(n, context.shapes) for n in block.nodes if id(n) not in weighing]
     return Proposal(
         block.key,
         method.name,
         "drop",
-        {"mean": [] if mean is None else mean.tolist()},
-        bytes_saved=sum(packed_bytes(layer.weight) for layer in block.layers) - 4 * channels,
+        {"mean": added.tolist(), "half": added.dtype == np.float16},
+        bytes_saved=sum(packed_bytes(layer.weight) for layer in block.layers) - added.nbytes,
         macs_saved=sum(w.macs for w in work if w is not None),
         cost_saved=sum(context.target.float_time(w) for w in (*work, *others) if w is not None),
     )
