@@ -136,13 +136,20 @@ def drop_block(model: Model, block: Block, mean: NDArray[Any]) -> None:
     set_input(block.sum, block.slot, constant(model, mean.reshape(-1, *[1] * behind)))
 
 
-def nodes_behind(tensors: Iterable[Tensor]) -> set[int]:
-    """The ``id`` of every node that depends on one of ``tensors``."""
+def nodes_behind(model: Model, tensors: Iterable[Tensor]) -> set[int]:
+    """The ``id`` of every node that depends on one of ``tensors``, in bodies or by its bodies."""
+    holders = {
+        id(inner): node
+        for node in model.graph.nodes
+        for body in node.subgraphs(recursive=True)
+        for inner in body.nodes
+    }
     found: set[int] = set()
     waiting = list(tensors)
     while waiting:
         for node in waiting.pop().outputs:
-            if id(node) not in found:
-                found.add(id(node))
-                waiting.extend(node.outputs)
+            for each in (node, holders.get(id(node), node)):
+                if id(each) not in found:
+                    found.add(id(each))
+                    waiting.extend(each.outputs)
     return found

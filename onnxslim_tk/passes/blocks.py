@@ -70,7 +70,7 @@ class Blocks:
                 f"blocks: the model has no residual block of '{', '.join(sorted(missing)[0])}'"
             )
         original = comparable(context.reference, model).copy()
-        behind = nodes_behind(block.sum.outputs[0] for block in found)
+        behind = nodes_behind(model, [block.sum.outputs[0] for block in found])
         reading = frozenset(layer.id for layer in layers(model) if id(layer.node) in behind)
         _drop(model, chosen, context)
         if self.recover and len(context.feeds) > 1:

@@ -6,7 +6,8 @@ import onnx
 import pytest
 
 from onnxslim_tk.errors import RecipeError
-from onnxslim_tk.graph.blocks import residual_blocks
+from onnxslim_tk.graph.blocks import nodes_behind, residual_blocks
+from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.observe import observed_shapes
 from onnxslim_tk.measure.probe import Probe
@@ -147,6 +148,23 @@ def test_a_block_of_float16_leaves_a_mean_of_that_type() -> None:
     (row,) = rows_of(model, context, Blocks(max_error=10.0))
     Blocks().apply(model, [row], context)
     assert outputs_of(model, feeds[0])["y"].dtype == np.float16
+
+
+def test_what_reads_a_block_in_a_branch_alone_is_behind_it_and_so_is_what_follows() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 8] x, bool flag) => (float[N, 8] y) {
+        a = Gemm(x, w)
+        r = Relu(a)
+        q = If(flag) <
+            then_branch = t () => (float[A, B] u) { u = Gemm(r, w) },
+            else_branch = e () => (float[C, D] v) { v = Abs(r) }
+        >
+        y = Gemm(q, w)
+    }"""
+    model = opened(model_of(text, {"w": normal(1, 8, 8)}))
+    behind = nodes_behind(model, [model.graph.nodes[0].outputs[0]])
+    found = {layer.id for layer in layers(model) if id(layer.node) in behind}
+    assert found == {"q/then_branch/u", "y"}
 
 
 def test_what_was_never_run_has_no_blocks() -> None:
