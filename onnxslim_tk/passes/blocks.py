@@ -98,7 +98,11 @@ def _drop(model: Model, chosen: Sequence[Proposal], context: Context) -> None:
         if block.key in rows:
             details = rows[block.key].details
             kind = np.float16 if details.get("half") else np.float32
-            drop_block(model, block, np.array(details["mean"], kind))
+            mean = np.array(details["mean"], kind)
+            size = context.shapes[block.branch.name][block.channel_axis]
+            if len(mean) != size:
+                raise RecipeError(f"blocks: mean must hold {size} numbers, got {len(mean)}")
+            drop_block(model, block, mean)
     drop_unused(model)
 
 

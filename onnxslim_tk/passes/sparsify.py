@@ -99,6 +99,11 @@ class Sparsify:
         outputs = output_names(model)
         pairs = list(chosen_layers(model, chosen))
         shares = {layer.id: float(row.details["sparsity"]) for layer, row in pairs}
+        wrong = next((name for name, share in shares.items() if not 0 <= share <= 1), None)
+        if wrong is not None:
+            raise RecipeError(
+                f"sparsify: sparsity of '{wrong}' must be in [0, 1], got {shares[wrong]}"
+            )
         later = [layer for layer, _ in pairs if self._comes_in_turn(layer, context)]
         waiting = {layer.id for layer in later}
         reference = comparable(context.reference, model).copy() if later else model

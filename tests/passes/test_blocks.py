@@ -276,3 +276,10 @@ def test_a_plan_for_another_model_is_refused() -> None:
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(RecipeError, match="blocks: max_error must be 0 or more, got -1"):
         Blocks(max_error=-1.0)
+
+
+def test_a_mean_of_other_channels_is_refused() -> None:
+    model = opened(residual_cnn())
+    row = Proposal(("c1", "c2"), "blocks", "drop", {"mean": [0.0]})
+    with pytest.raises(RecipeError, match="blocks: mean must hold 16 numbers, got 1"):
+        Blocks().apply(model, [row], context_of(model))

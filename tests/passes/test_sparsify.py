@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from onnxslim_tk.graph.model import Model
 from onnxslim_tk.packing import pack
 from onnxslim_tk.passes.share import Share
 from onnxslim_tk.passes.sparsify import Sparsify
-from onnxslim_tk.plan.proposal import Context
+from onnxslim_tk.plan.proposal import Context, Proposal
 from tests.graph.topologies import lstm
 from tests.models import (
     CONTEXT,
@@ -322,3 +323,11 @@ def test_layers_that_cannot_be_followed_in_turn_are_pruned_all_the_same(
     assert hidden in chosen
     pruned(model, method, context)
     assert [zeros(model)[name] for name in chosen] == pytest.approx([0.8] * len(chosen), abs=0.01)
+
+
+@pytest.mark.parametrize("share", [-0.1, 2.0])
+def test_a_plan_that_asks_for_more_than_all_is_refused(share: float) -> None:
+    row = Proposal(("m1",), "sparsify", 0.5, {"sparsity": share})
+    message = f"sparsify: sparsity of 'm1' must be in [0, 1], got {share}"
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        Sparsify().apply(opened(mlp()), [row], CONTEXT)
