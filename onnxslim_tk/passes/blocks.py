@@ -9,19 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxslim_tk.errors import RecipeError
-from onnxslim_tk.graph.blocks import Block, drop_block, nodes_behind, residual_blocks
-from onnxslim_tk.graph.edit import drop_unused, output_names
+from onnxslim_tk.graph.blocks import Block, nodes_behind, residual_blocks
+from onnxslim_tk.graph.edit import output_names
 from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.model import Model
-from onnxslim_tk.measure.observe import fetch
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
 from onnxslim_tk.plan.work import layer_work, node_work
+from onnxslim_tk.recover.branches import branch_means, drop_blocks
 from onnxslim_tk.recover.in_order import comparable, refit_in_order
 from onnxslim_tk.recover.rewrites import Rewrite, bearable
 
 Array = NDArray[Any]
-Key = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +52,10 @@ class Blocks:
             given = [each.max_error for each in tuned if each is not None]
             if len(given) == len(tuned):
                 found.append((block, min(given)))
-        means = _means(model, [block for block, _ in found], context)
+        means = branch_means(model, [b for b, _ in found], context.feeds, context.shapes)
         rewrites = []
         for block, most in found:
-            row = _row(self, block, means.get(block.key), context)
+            row = _row(self, block, means[block.key], context)
             rewrites.append(Rewrite(row, partial(_drop, chosen=[row], context=context), most))
         yield from bearable(model, rewrites, context, apart=True)
 
@@ -78,45 +77,26 @@ class Blocks:
             refit_in_order(model, original, reading, {}, context.feeds, outputs, context.seed)
 
 
-def _means(model: Model, found: Sequence[Block], context: Context) -> dict[Key, Array]:
-    """The mean of what each block adds, ``(channels,)``, in its type; empty without samples."""
-    totals: dict[Key, Array] = {}
-    kinds: dict[Key, Any] = {}
-    names = [block.branch.name for block in found]
-    for values in fetch(model, names, context.feeds) if names and context.feeds else ():
-        for block in found:
-            given = np.moveaxis(values[block.branch.name], block.channel_axis, 0)
-            mean = given.reshape(len(given), -1).mean(1, dtype=np.float64)
-            totals[block.key] = totals.get(block.key, 0.0) + mean
-            kinds[block.key] = given.dtype
-    return {key: (total / len(context.feeds)).astype(kinds[key]) for key, total in totals.items()}
-
-
 def _drop(model: Model, chosen: Sequence[Proposal], context: Context) -> None:
-    rows = {row.targets: row for row in chosen}
-    for block in residual_blocks(model, context.shapes):
-        if block.key in rows:
-            details = rows[block.key].details
-            kind = np.float16 if details.get("half") else np.float32
-            mean = np.array(details["mean"], kind)
-            size = context.shapes[block.branch.name][block.channel_axis]
-            if len(mean) != size:
-                raise RecipeError(f"blocks: mean must hold {size} numbers, got {len(mean)}")
-            drop_block(model, block, mean)
-    drop_unused(model)
+    means = {
+        row.targets: np.array(
+            row.details["mean"], np.float16 if row.details.get("half") else np.float32
+        )
+        for row in chosen
+    }
+    drop_blocks(model, means, context.shapes)
 
 
-def _row(method: Blocks, block: Block, mean: Array | None, context: Context) -> Proposal:
+def _row(method: Blocks, block: Block, mean: Array, context: Context) -> Proposal:
     work = [layer_work(layer, context.shapes) for layer in block.layers]
     weighing = {id(layer.node) for layer in block.layers}
-    added = np.zeros(0, np.float32) if mean is None else mean
     others = [node_work(n, context.shapes) for n in block.nodes if id(n) not in weighing]
     return Proposal(
         block.key,
         method.name,
         "drop",
-        {"mean": added.tolist(), "half": added.dtype == np.float16},
-        bytes_saved=sum(packed_bytes(layer.weight) for layer in block.layers) - added.nbytes,
+        {"mean": mean.tolist(), "half": mean.dtype == np.float16},
+        bytes_saved=sum(packed_bytes(layer.weight) for layer in block.layers) - mean.nbytes,
         macs_saved=sum(w.macs for w in work if w is not None),
         cost_saved=sum(context.target.float_time(w) for w in (*work, *others) if w is not None),
     )

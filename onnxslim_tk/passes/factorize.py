@@ -16,7 +16,8 @@ from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
 from onnxslim_tk.plan.readers import by_layer, chosen_layers
 from onnxslim_tk.plan.targets import Work
 from onnxslim_tk.recover.bias import moments_of, shift_bytes, shift_means
-from onnxslim_tk.recover.factors import Form, Parts, described
+from onnxslim_tk.recover.chain import Parts
+from onnxslim_tk.recover.factors import Form, described
 from onnxslim_tk.recover.forms import (
     FORMS,
     Kind,
