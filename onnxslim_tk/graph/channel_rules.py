@@ -69,12 +69,14 @@ def _pooled(flow: Flow, node: Node, inputs: Inputs) -> Outputs:
 
 
 def _normalized(flow: Flow, node: Node, inputs: Inputs) -> Outputs:
-    """Normalization of each channel by itself."""
+    """Normalization of each channel by itself, by statistics given or over the axes behind."""
     vectors = all(len(axes) == 1 for axes in inputs[1:])
     if node.attrs.get("training_mode", 0) or len(inputs[0]) < 2 or not vectors:
         return flow.hold(node, inputs)
     for axes in inputs[1:]:
         flow.tie(inputs[0][1], axes[0], flow.reason(node))
+    if node.op == "InstanceNormalization":
+        flow.fix(inputs[0][2:], flow.reason(node))
     return [inputs[0], *flow.hold(node)[1:]]
 
 
@@ -89,8 +91,14 @@ def _normalized_across(flow: Flow, node: Node, inputs: Inputs) -> Outputs:
 def _along_axis(flow: Flow, node: Node, inputs: Inputs) -> Outputs:
     """What takes all of one axis into account, such as Softmax."""
     x = inputs[0]
-    joined = node.op in ("Softmax", "LogSoftmax") and flow.opset < 13
-    axis = int(node.attrs.get("axis", 1 if joined else -1)) % len(x)
+    joined = node.op in ("Hardmax", "LogSoftmax", "Softmax") and flow.opset < 13
+    given = node.attrs.get("axis", 1 if joined else -1)
+    if node.op == "CumSum":
+        place = constant_at(node, 1)
+        if place is None:
+            return flow.hold(node, inputs)
+        given = values_of(place).item()
+    axis = int(given) % len(x)
     met = range(axis, len(x)) if joined else (axis,)
     flow.fix([x[k] for k in met], flow.reason(node))
     return [tuple(np.zeros_like(v) if k in met else v for k, v in enumerate(x))]

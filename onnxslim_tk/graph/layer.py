@@ -107,6 +107,11 @@ class Layer:
         return bool(decoded.inputs[0].op == "Cast")
 
     @property
+    def _kind(self) -> type[np.floating[Any]]:
+        """The type that the node computes in."""
+        return np.float16 if self.is_half else np.float32
+
+    @property
     def transposed(self) -> bool:
         """Whether the weight of a Gemm or MatMul lies as (output, input)."""
         return is_transposed(self.node)
@@ -220,7 +225,7 @@ class Layer:
                 return None
             last = tensor.shape[-1] if len(tensor.shape) else 1
             fits = prod(tensor.shape) == last and last in (1, self.channels)
-            return tensor if fits and tensor.dtype == np.float32 else None
+            return tensor if fits and tensor.dtype == self._kind else None
         add = self._bias_add(outputs)
         return None if add is None else next(t for t in add.inputs if is_constant(t))
 
@@ -250,9 +255,7 @@ class Layer:
 
     def set_dense(self, model: Model, weight: Array) -> None:
         """Put a float weight of any shape in the slot; other readers of the old one keep it."""
-        self._fill(
-            model, constant(model, weight.astype(np.float16 if self.is_half else np.float32))
-        )
+        self._fill(model, constant(model, weight.astype(self._kind)))
 
     def set_scaled(self, model: Model, values: Array, scale: Array) -> None:
         """Store int8 ``values`` and ``scale`` (per output channel), multiplied at load."""
@@ -273,25 +276,23 @@ class Layer:
 
     def shift_bias(self, model: Model, shift: Array, outputs: set[str]) -> bool:
         """Add ``shift``, one number per output channel, to the bias; False without a place."""
-        current = self.bias(outputs)
+        current, kind = self.bias(outputs), self._kind
         if self.kind in ("Conv", "ConvTranspose", "Gemm"):
             if current is None and input_at(self.node, 2) is not None:
                 return False
             base = np.zeros(1) if current is None else values_of(current).reshape(-1)
-            set_input(self.node, 2, constant(model, (base + shift).astype(np.float32)))
+            set_input(self.node, 2, constant(model, (base + shift).astype(kind)))
             return True
         if self.kind != "MatMul":
             return False
         add = self._bias_add(outputs)
         if add is not None and current is not None:
             base = values_of(current)
-            moved = constant(model, (base + shift.reshape(base.shape)).astype(np.float32))
+            moved = constant(model, (base + shift.reshape(base.shape)).astype(kind))
             add.inputs[next(k for k, t in enumerate(add.inputs) if t is current)] = moved
             return True
         target, inner = self.output, variable(model, self.output)
         self.node.outputs[0] = inner
         rename_key(model, self.path + target.name, self.path + inner.name)
-        add_node(
-            model, self.graph, "Add", [inner, constant(model, shift.astype(np.float32))], [target]
-        )
+        add_node(model, self.graph, "Add", [inner, constant(model, shift.astype(kind))], [target])
         return True

@@ -1,15 +1,15 @@
 """Operators that do less: smaller kernels, and Relu in the place of smooth activations."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxslim_tk.graph.channel_flow import is_standard
 from onnxslim_tk.graph.edit import is_constant
-from onnxslim_tk.graph.layers import Layer, layers_of
+from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model, Node, Tensor
 
 Mask = NDArray[np.bool_]
@@ -82,6 +82,9 @@ def kernel_of(stays: Mask) -> list[int]:
 
 def smooth_activations(model: Model) -> Iterator[Smooth]:
     """HardSwish and SiLU of the outermost graph between layers: ``x * gate(x)``."""
+    held: dict[int, Layer] = {}
+    for layer in layers(model):
+        held.setdefault(id(layer.node), layer)
     for node in model.graph.nodes:
         if not is_standard(node):
             continue
@@ -90,8 +93,8 @@ def smooth_activations(model: Model) -> Iterator[Smooth]:
             tensor = node.inputs[0]
         elif node.op == "Mul":
             tensor, kind = _gated(node)
-        maker = None if tensor is None else _maker(model, tensor)
-        readers = tuple(_readers(model, node.outputs[0]))
+        maker = None if tensor is None else _maker(held, tensor)
+        readers = tuple(_readers(held, node.outputs[0]))
         if tensor is not None and maker is not None and readers:
             yield Smooth(node, tensor, kind, maker, readers)
 
@@ -99,17 +102,17 @@ def smooth_activations(model: Model) -> Iterator[Smooth]:
 def _gated(node: Node) -> tuple[Tensor | None, str]:
     for first, second in (node.inputs, node.inputs[::-1]):
         gate = second.inputs[0] if second.inputs else None
-        if gate is not None and gate.op in _GATES and gate.inputs[0] is first:
+        known = gate is not None and gate.op in _GATES and is_standard(gate)
+        if gate is not None and known and gate.inputs[0] is first:
             return first, "SiLU" if gate.op == "Sigmoid" else "HardSwish"
     return None, ""
 
 
-def _maker(model: Model, tensor: Tensor) -> Layer | None:
+def _maker(held: Mapping[int, Layer], tensor: Tensor) -> Layer | None:
     while tensor.inputs:
         node = tensor.inputs[0]
-        found = layers_of(model, node, model.graph, "")
-        if found:
-            return found[0]
+        if id(node) in held:
+            return held[id(node)]
         read = [t for t in node.inputs if not is_constant(t)]
         if node.op not in _BETWEEN or len(read) != 1:
             return None
@@ -117,8 +120,8 @@ def _maker(model: Model, tensor: Tensor) -> Layer | None:
     return None
 
 
-def _readers(model: Model, tensor: Tensor) -> Iterator[Layer]:
-    """The layers that read a tensor, or the first behind what reads it."""
+def _readers(held: Mapping[int, Layer], tensor: Tensor) -> Iterator[Layer]:
+    """The layers that read a tensor, or the first behind what reads it; those in bodies too."""
     seen: set[int] = set()
     waiting = [tensor]
     while waiting:
@@ -126,9 +129,9 @@ def _readers(model: Model, tensor: Tensor) -> Iterator[Layer]:
             if id(node) in seen:
                 continue
             seen.add(id(node))
-            found: list[Any] = layers_of(model, node, model.graph, "")
-            yield from found
-            if not found:
+            if id(node) in held:
+                yield held[id(node)]
+            else:
                 waiting.extend(node.outputs)
 
 

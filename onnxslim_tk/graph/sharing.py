@@ -19,11 +19,8 @@ def by_weight(found: Iterable[Layer]) -> Iterator[tuple[Layer, ...]]:
         release_pages()
 
 
-def read_alike(sharers: Sequence[Layer]) -> bool:
-    """Whether nothing but ``sharers`` reads their weight, and one scale per channel suits all.
-
-    An embedding's rows and the channels of a Gemm with ``transB`` are the same of one table.
-    """
+def others_read(sharers: Sequence[Layer]) -> bool:
+    """Whether anything but ``sharers`` reads the weight that they share."""
     known = {(id(layer.node), layer.slot) for layer in sharers}
     waiting = [sharers[0].stored]
     while waiting:
@@ -33,6 +30,14 @@ def read_alike(sharers: Sequence[Layer]) -> bool:
             if all((id(node), k) in known for k in slots):
                 continue
             if node.op not in ("Cast", "Mul", "DequantizeLinear", "Transpose"):
-                return False
+                return True
             waiting.extend(node.outputs)
-    return len({layer.scale_shape for layer in sharers}) == 1
+    return False
+
+
+def read_alike(sharers: Sequence[Layer]) -> bool:
+    """Whether nothing but ``sharers`` reads their weight, and one scale per channel suits all.
+
+    An embedding's rows and the channels of a Gemm with ``transB`` are the same of one table.
+    """
+    return not others_read(sharers) and len({layer.scale_shape for layer in sharers}) == 1

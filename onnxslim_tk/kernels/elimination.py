@@ -14,6 +14,7 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 # Blocks that go at once are told apart as if the others of the batch stayed.
 _ROUNDS = 48
+_SILENT = 1e-16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,9 +83,11 @@ class _State:
     """One reader while columns go: its weights, and the inverse of the covariance of the rest."""
 
     def __init__(self, reader: Reader) -> None:
-        self._power = max(reader.power, 1e-300)
         self._blocks = reader.blocks.copy()
         self._weights = np.array(reader.matrix, np.float64)
+        # Of inputs that are always zero only what inverts their covariance is left.
+        least = _SILENT * float(np.square(self._weights).sum())
+        self._power = max(reader.power, least, 1e-300)
         self._inverse: Floats | None = None
         if reader.covariance is not None:
             normal = damped(reader.covariance, 1e-3)

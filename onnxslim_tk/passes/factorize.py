@@ -16,7 +16,8 @@ from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
 from onnxslim_tk.plan.readers import by_layer, chosen_layers
 from onnxslim_tk.plan.targets import Work
 from onnxslim_tk.recover.bias import moments_of, shift_bytes, shift_means
-from onnxslim_tk.recover.factors import Parts, described
+from onnxslim_tk.recover.chain import Parts
+from onnxslim_tk.recover.factors import Form, described
 from onnxslim_tk.recover.forms import (
     FORMS,
     Kind,
@@ -92,12 +93,29 @@ class Factorize:
         """Write the chosen layers in the forms and ranks of their rows' details."""
         outputs = output_names(model)
         for layer, row in chosen_layers(model, chosen):
-            form = FORMS[row.details["kind"]]
-            rank = int(row.details["rank"])
-            parts = form.split(layer, rank, _covariance(layer, context))
+            form, rank, stored = _checked(layer, row)
+            try:
+                parts = form.split(layer, rank, _covariance(layer, context))
+            except ValueError as error:
+                raise RecipeError(f"factorize: '{layer.id}' has no rank {rank}: {error}") from error
             before, after = layer.matrix(), form.product(layer, parts)[None]
             shift_means(model, layer, before, after, context.statistics, outputs)
-            write_form(model, layer, form, rank, parts, bool(row.details.get("stored", False)))
+            write_form(model, layer, form, rank, parts, stored)
+
+
+def _checked(layer: Layer, row: Proposal) -> tuple[Form, int, bool]:
+    """Form, rank and whether it is only stored; RecipeError for what the layer can't be."""
+    kind, rank = row.details["kind"], row.details["rank"]
+    stored = bool(row.details.get("stored", False))
+    form, table = FORMS.get(kind), layer.kind == "Gather"
+    if form is None or run_obstacle(layer) or form.obstacle(layer) or (table and kind != "channel"):
+        raise RecipeError(f"factorize: '{layer.id}' can't be written as {kind!r}")
+    if rank < 1 or rank != int(rank):
+        raise RecipeError(f"factorize: rank must be a whole number from 1 on, got {rank}")
+    if not table and (form.expand is None if stored else not form.steps(layer, int(rank))):
+        way = "be expanded at load" if stored else "run as nodes"
+        raise RecipeError(f"factorize: what is written as {kind!r} can't {way}")
+    return form, int(rank), stored
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -25,7 +25,13 @@ from onnxslim_tk.recover.bias import (
 )
 from onnxslim_tk.recover.codebook import INT8, CodebookFit, Effort, is_pruned
 from onnxslim_tk.recover.feedback import Codebook
-from onnxslim_tk.recover.sequential import compensating, in_turn, lost_means, moments_in
+from onnxslim_tk.recover.sequential import (
+    can_follow,
+    compensating,
+    in_turn,
+    lost_means,
+    moments_in,
+)
 
 Floats = NDArray[np.float64]
 _SMALLEST = 512
@@ -113,14 +119,11 @@ class Share:
     def _comes_in_turn(self, layer: Layer, context: Context) -> bool:
         """Whether a layer is to make up for those before it, and samples show what they lost.
 
-        Inputs are followed outside of branches alone. Zeros of a pruned weight could not stay.
+        Zeros of a pruned weight could not stay.
         """
-        if layer.path or not layer.meets_input:
-            return False
         tuned = context.tuned(self, layer.names) or self
-        moments = moments_of(layer, context.statistics) if context.feeds else None
-        seen = moments is not None and moments.second is not None
-        return tuned.effort == "thorough" and seen and not is_pruned(layer.weight)
+        thorough = tuned.effort == "thorough"
+        return thorough and can_follow(layer, context) and not is_pruned(layer.weight)
 
 
 def _put(

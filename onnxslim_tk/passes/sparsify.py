@@ -19,7 +19,7 @@ from onnxslim_tk.plan.readers import chosen_layers, suited
 from onnxslim_tk.recover.bias import moments_of, shift_bytes, shift_means, shift_outputs
 from onnxslim_tk.recover.in_order import comparable
 from onnxslim_tk.recover.masks import Masking, Way, masked_error
-from onnxslim_tk.recover.sequential import compensating, in_turn, lost_means
+from onnxslim_tk.recover.sequential import can_follow, compensating, in_turn, lost_means
 from onnxslim_tk.recover.zeros import Candidate, common_shares, sensitive_shares
 
 Floats = NDArray[np.float64]
@@ -99,6 +99,11 @@ class Sparsify:
         outputs = output_names(model)
         pairs = list(chosen_layers(model, chosen))
         shares = {layer.id: float(row.details["sparsity"]) for layer, row in pairs}
+        wrong = next((name for name, share in shares.items() if not 0 <= share <= 1), None)
+        if wrong is not None:
+            raise RecipeError(
+                f"sparsify: sparsity of '{wrong}' must be in [0, 1], got {shares[wrong]}"
+            )
         later = [layer for layer, _ in pairs if self._comes_in_turn(layer, context)]
         waiting = {layer.id for layer in later}
         reference = comparable(context.reference, model).copy() if later else model
@@ -129,8 +134,7 @@ class Sparsify:
     def _comes_in_turn(self, layer: Layer, context: Context) -> bool:
         """Whether a layer is to make up for those before it, and samples show what they lost."""
         tuned = context.tuned(self, layer.names) or self
-        seen = bool(context.feeds) and _second(layer, context) is not None
-        return tuned.recover and tuned.sequential and seen
+        return tuned.recover and tuned.sequential and can_follow(layer, context)
 
     @property
     def masking(self) -> Masking:

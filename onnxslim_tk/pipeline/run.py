@@ -23,12 +23,13 @@ from onnxslim_tk.pipeline.files import (
     unchanged,
     write_file,
 )
+from onnxslim_tk.pipeline.following import following
 from onnxslim_tk.pipeline.judge import judge
 from onnxslim_tk.pipeline.options import Options, PathLike
 from onnxslim_tk.pipeline.search import Search
-from onnxslim_tk.pipeline.stages import following
+from onnxslim_tk.plan.limiting import limited
 from onnxslim_tk.plan.plan import Plan, StagePlan, read_plan
-from onnxslim_tk.plan.recipe import Recipe, Stage, narrowing, read_recipe
+from onnxslim_tk.plan.recipe import Recipe, Stage, read_recipe
 from onnxslim_tk.report.outcome import Report
 from onnxslim_tk.writing import check_place
 
@@ -197,7 +198,7 @@ def open_workshop(
     for stage in chosen.stages:
         if stage.recover is not None:
             _check_recovery(stage, samples)
-    chosen = narrowing(chosen, budget.shares(), PASSES)
+    chosen = limited(chosen, budget.shares(), PASSES)
     name = source.name if result is None else result.name
     return Workshop(source, data, model, inputs, chosen, samples, options, name)
 

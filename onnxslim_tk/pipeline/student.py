@@ -1,19 +1,17 @@
 """Students: a narrower or shallower copy of a model, to be taught by it."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxslim_tk.errors import RecipeError
-from onnxslim_tk.graph.blocks import Block, drop_block, residual_blocks
-from onnxslim_tk.graph.edit import drop_unused
+from onnxslim_tk.graph.blocks import Block, residual_blocks
 from onnxslim_tk.graph.model import Model
-from onnxslim_tk.measure.observe import fetch, observed_shapes
+from onnxslim_tk.measure.observe import observed_shapes
 from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.measure.runtime import Feed, Session
 from onnxslim_tk.measure.samples import Samples, read_samples
@@ -30,6 +28,7 @@ from onnxslim_tk.plan.budget import Check
 from onnxslim_tk.plan.plan import Plan, StagePlan
 from onnxslim_tk.plan.proposal import Proposal
 from onnxslim_tk.plan.recipe import Recipe, Stage
+from onnxslim_tk.recover.branches import branch_means, drop_blocks
 from onnxslim_tk.report.outcome import Report
 from onnxslim_tk.version import VERSION
 
@@ -157,19 +156,21 @@ def _shallower(model: Model, depth: float, feed: Feed | None, feeds: Sequence[Fe
         raise RecipeError(
             f"student: depth {depth:g} leaves all {len(found)} residual blocks of this model"
         )
-    means = {block.key: _mean(model, block, feeds, shapes) for block in found}
+    means = branch_means(model, found, feeds, shapes)
     if feeds:
         probe = Probe(model, feeds[:_PROBED])
         errors = {
             block.key: probe.error(
-                lambda twin, key=block.key: _drop(twin, {key}, means, shapes)  # type: ignore[misc]
+                lambda twin, key=block.key: drop_blocks(  # type: ignore[misc]
+                    twin, {key: means[key]}, shapes
+                )
             )
             for block in found
         }
         gone = set(sorted(errors, key=lambda key: (errors[key], key))[:count])
     else:
         gone = spread
-    _drop(model, gone, means, shapes)
+    drop_blocks(model, {key: means[key] for key in gone}, shapes)
     rows = [Proposal(b.key, "blocks", "drop", error=1.0) for b in found if b.key in gone]
     return StagePlan("depth", tuple(rows))
 
@@ -179,28 +180,3 @@ def _every_so_many(blocks: Sequence[Block], depth: float) -> list[Block]:
     count = round(len(blocks) * (1 - depth))
     places = ((np.arange(count) + 0.5) * len(blocks) / max(count, 1)).astype(int)
     return [blocks[place] for place in places]
-
-
-def _mean(
-    model: Model, block: Block, feeds: Sequence[Feed], shapes: Mapping[str, tuple[int, ...]]
-) -> NDArray[Any]:
-    """What a block adds on average, ``(channels,)``; zeros without samples."""
-    name, axis = block.branch.name, block.channel_axis
-    total = np.zeros(shapes[name][axis])
-    for values in fetch(model, [name], feeds) if feeds else ():
-        given = np.moveaxis(values[name], axis, 0)
-        total += given.reshape(len(given), -1).mean(1, dtype=np.float64)
-    return total / max(len(feeds), 1)
-
-
-def _drop(
-    model: Model,
-    keys: set[tuple[str, ...]],
-    means: Mapping[tuple[str, ...], NDArray[Any]],
-    shapes: Mapping[str, tuple[int, ...]],
-) -> None:
-    for block in residual_blocks(model, shapes):
-        if block.key in keys:
-            kind = block.branch.dtype or np.float32
-            drop_block(model, block, means[block.key].astype(kind), len(shapes[block.branch.name]))
-    drop_unused(model)

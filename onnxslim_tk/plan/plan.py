@@ -8,14 +8,8 @@ from typing import Any, Final
 
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.plan.proposal import Proposal, Refusal
-from onnxslim_tk.plan.recipe import (
-    Methods,
-    Recipe,
-    check_extent,
-    read_text,
-    recipe_data,
-    recipe_from_data,
-)
+from onnxslim_tk.plan.reading import check_extent, read_text
+from onnxslim_tk.plan.recipe import Methods, Recipe, recipe_data, recipe_from_data
 from onnxslim_tk.writing import replacing
 
 _FORMAT: Final = 1

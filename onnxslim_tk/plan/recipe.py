@@ -1,6 +1,5 @@
 """Recipes: which methods, with which settings, in which stages; read from YAML."""
 
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.plan.budget import Budget
 from onnxslim_tk.plan.proposal import Pass
+from onnxslim_tk.plan.reading import read_text, read_yaml
 from onnxslim_tk.plan.recovery import RECOVERIES, Distill
 
 Methods = Mapping[str, type[Any]]
@@ -45,21 +45,8 @@ PRESETS: Final[Mapping[str, str]] = {
           numbers: [quantize, dynamic_int8]
         """,
 }
-_TIDYING: Final = ("clean", "fuse", "canonicalize")
-_BESIDE: Final = ("blocks", "operators", "factorize")
-# No layer loses more than half, unless the whole has to.
-_LEAST_KEPT: Final = 0.5
 _STAGE_KEYS: Final = ("passes", "recover")
 _KEYS: Final = ("name", "stages", "layers", "exclude", "budget")
-# Far beyond what people write; an alias of an alias of an alias comes to billions of values.
-_MOST_TEXT: Final = 1 << 18
-_MOST_VALUES: Final = 100_000
-_DEEPEST: Final = 20
-_MOST_REASON: Final = 200
-# What PyYAML raises for scalars that look like a number, a date or a tag's value, and aren't.
-_BAD_SCALARS: Final = (
-    *(AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,28 +94,6 @@ class Recipe:
             for stage in self.stages
         )
         return replace(self, stages=stages)
-
-
-def narrowing(recipe: Recipe, shares: Mapping[str, float], methods: Methods) -> Recipe:
-    """The recipe with ``shares`` of macs, latency or parameters as limits of its channels.
-
-    One that prunes no channels gets a stage that does, behind those that only tidy, and in which
-    other methods may do part of it.
-    """
-    if not shares:
-        return recipe
-    if any(p.name == "channels" for stage in recipe.stages for p in stage.passes):
-        for figure, share in shares.items():
-            recipe = recipe.with_setting(f"channels.{figure}={share}")
-        return recipe
-    least = min(_LEAST_KEPT, *shares.values())
-    others = tuple(methods[name]() for name in _BESIDE)
-    taken = {stage.name for stage in recipe.stages}
-    name = "structure" if "structure" not in taken else "limits"
-    stage = Stage(name, (*others, methods["channels"](keep=least, **shares)))
-    tidy = [all(p.name in _TIDYING for p in stage.passes) for stage in recipe.stages]
-    place = tidy.index(False) if False in tidy else len(tidy)
-    return replace(recipe, stages=(*recipe.stages[:place], stage, *recipe.stages[place:]))
 
 
 def read_recipe(source: str, methods: Methods) -> Recipe:
@@ -308,43 +273,6 @@ def _settings(method: Any) -> dict[str, Any]:
 def recipe_from_data(data: Any, origin: str, methods: Methods) -> Recipe:
     """The inverse of :func:`recipe_data`, with the same checks as for a file."""
     return parse_recipe(yaml.safe_dump(data, sort_keys=False), origin, methods)
-
-
-def read_text(path: Path, most: int = _MOST_TEXT) -> str:
-    """The text of a file of ``most`` bytes; raises OSError or ValueError for any other."""
-    # A pipe may never end, nor does a device.
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(f"{path.name} is not a file")
-    if path.stat().st_size > most:
-        raise ValueError(f"{path.name} holds more than {most} bytes")
-    return path.read_text(encoding="utf-8")
-
-
-def read_yaml(text: str, origin: str) -> Any:
-    """Plain data out of YAML text; raises RecipeError for what isn't any, or is endless."""
-    try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, *_BAD_SCALARS) as error:
-        first = " ".join(str(error).split())[:_MOST_REASON] or type(error).__name__
-        raise RecipeError(f"{origin}: not valid YAML: {first}") from error
-    check_extent(data, origin)
-    return data
-
-
-def check_extent(data: Any, origin: str, most: int = _MOST_VALUES) -> None:
-    """Raise RecipeError for plain data that nests too deep, or repeats itself without end."""
-    waiting, count = [(data, 0)], 0
-    while waiting:
-        value, depth = waiting.pop()
-        count += 1
-        if depth > _DEEPEST or count > most:
-            raise RecipeError(
-                f"{origin}: must hold at most {most} values, nested {_DEEPEST} deep at most"
-            )
-        if isinstance(value, dict):
-            waiting.extend((item, depth + 1) for pair in value.items() for item in pair)
-        elif isinstance(value, list | tuple | set | frozenset):
-            waiting.extend((item, depth + 1) for item in value)
 
 
 def _list(names: Sequence[str] | set[str] | Mapping[str, Any] | tuple[str, ...]) -> str:

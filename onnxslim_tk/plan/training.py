@@ -8,7 +8,8 @@ from typing import Any, Final, Literal
 
 from onnxslim_tk.errors import RecipeError, TrainingError
 from onnxslim_tk.plan.augmentation import AUGMENTATIONS, Augmentation
-from onnxslim_tk.plan.recipe import built, read_text, read_yaml
+from onnxslim_tk.plan.reading import read_text, read_yaml
+from onnxslim_tk.plan.recipe import built
 from onnxslim_tk.plan.schedule import Schedule
 
 Hard = Literal["cross-entropy", "mse", "bce", "ctc"]

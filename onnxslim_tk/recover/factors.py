@@ -1,38 +1,26 @@
-"""Factors of a convolution or a matrix, and the chain of nodes that they become."""
+"""Factors of a convolution or a matrix: how a weight is split in them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
-from onnxslim_tk.graph.edit import add_node, constant, set_input, variable
+from onnxslim_tk.graph.edit import add_node, constant
 from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.model import Model, Tensor
 from onnxslim_tk.kernels.least_squares import damped
 from onnxslim_tk.kernels.lowrank import factorize
 from onnxslim_tk.kernels.tensors import cp, tucker2
+from onnxslim_tk.recover.chain import Parts, Step, conv_geometry
 
-Array = NDArray[Any]
 Floats = NDArray[np.float64]
-Shapes = Mapping[str, tuple[int, ...]]
-Parts = tuple[Floats, ...]
-"""Factors in the order of the data."""
 DAMPING: Final = 1e-3
 # Only against a factor that has lost a direction; the covariance is damped already.
-_TINY_DAMPING: Final = 1e-9
-_BIAS_OPTIONAL_OPSET: Final = 11
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One node of a chain: the shape of its weight, and its attributes."""
-
-    shape: tuple[int, ...]
-    attrs: Mapping[str, Any]
+TINY_DAMPING: Final = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +50,14 @@ def within(count: float, each: int, step: int) -> int:
     return rank - rank % step if rank >= step else rank
 
 
-def _sides(layer: Layer) -> tuple[int, int]:
+def sides(layer: Layer) -> tuple[int, int]:
+    """Rows and inputs of a layer's matrix."""
     rows, inputs = layer.matrix().shape[1:]
     return int(rows), int(inputs)
 
 
-def _fits_any(layer: Layer) -> str:
+def fits_any(layer: Layer) -> str:
+    """Nothing stands against a form that suits every layer."""
     return ""
 
 
@@ -77,7 +67,7 @@ def _needs_kernel(layer: Layer) -> str:
 
 
 def _channel_rank(layer: Layer, count: float, step: int) -> int:
-    return min(within(count, sum(_sides(layer)), step), *_sides(layer))
+    return min(within(count, sum(sides(layer)), step), *sides(layer))
 
 
 def _channel_split(layer: Layer, rank: int, covariance: Floats | None) -> Parts:
@@ -91,7 +81,7 @@ def _channel_product(layer: Layer, parts: Parts) -> Floats:
 
 def _channel_steps(layer: Layer, rank: int) -> list[Step]:
     if layer.kind != "Conv":
-        rows, inputs = _sides(layer)
+        rows, inputs = sides(layer)
         return [Step((rank, inputs), {}), Step((rows, rank), {})]
     own = {k: v for k, v in layer.node.attrs.items() if k != "group"}
     kernel = list(layer.shape[2:])
@@ -142,7 +132,7 @@ def _refit(weight: Floats, right: Floats, covariance: Floats, width: int) -> Flo
         return (by_column @ right.T).transpose(0, 2, 1).reshape(len(matrix), -1)
 
     cross = contract(normal)
-    gram = damped(contract(np.ascontiguousarray(cross.T)), _TINY_DAMPING)
+    gram = damped(contract(np.ascontiguousarray(cross.T)), TINY_DAMPING)
     factor = cho_factor(gram, lower=True, check_finite=False)
     solved = cho_solve(factor, (weight @ cross).T, check_finite=False).T
     return np.asarray(solved, np.float64).reshape(len(weight), -1, width)
@@ -237,7 +227,7 @@ def _cp_steps(layer: Layer, rank: int) -> list[Step]:
 
 
 CHANNEL: Final = Form(
-    *(_fits_any, _channel_rank, _channel_split, _channel_product, _channel_steps, _channel_expand)
+    *(fits_any, _channel_rank, _channel_split, _channel_product, _channel_steps, _channel_expand)
 )
 """k x k to few channels, then 1 x 1 (Zhang et al., 2015); of a matrix its truncated SVD."""
 SPATIAL: Final = Form(
@@ -256,84 +246,3 @@ def described(layer: Layer) -> str:
         return "a {} x {} matrix".format(*layer.shape)
     kernel = "x".join(str(n) for n in layer.shape[2:])
     return f"a {kernel} kernel of {layer.channels} channels"
-
-
-def conv_geometry(layer: Layer) -> tuple[list[int], list[int], list[int]]:
-    """Strides, dilations and pads of a convolution, defaults written out."""
-    dims = len(layer.shape) - 2
-    attrs = layer.node.attrs
-    strides = list(attrs.get("strides", [1] * dims))
-    dilations = list(attrs.get("dilations", [1] * dims))
-    return strides, dilations, list(attrs.get("pads", [0] * 2 * dims))
-
-
-def write_chain(model: Model, layer: Layer, steps: Sequence[Step], parts: Parts) -> None:
-    """Put nodes for all parts but the last before the layer's node, which takes the last.
-
-    The layer keeps its bias, output and id; the ids of the new nodes are the layer's with ``:a``,
-    ``:b`` and so on.
-    """
-    node, taken = layer.node, layer.input
-    # What is in the node now counts for the first of two factors of a Gemm.
-    own = dict(node.attrs)
-    for k, (step, part) in enumerate(zip(steps[:-1], parts[:-1], strict=True)):
-        op, attrs, weight = layer.kind, dict(step.attrs), _stored(layer, step, part)
-        if op == "Gemm":
-            attrs = own
-            if model.graph.opset < _BIAS_OPTIONAL_OPSET:
-                op, attrs = "MatMul", {}
-                weight = weight.T if layer.transposed else weight
-        inner = variable(model, layer.output)
-        names = (f"{layer.id}:{'abc'[k]}", *layer.names)
-        inputs = [taken, constant(model, weight.astype(np.float32))]
-        add_node(model, layer.graph, op, inputs, [inner], attrs, names, layer.path)
-        move_before(layer, node)
-        taken = inner
-    if layer.kind == "Conv":
-        node.attrs.clear()
-        node.attrs.update(steps[-1].attrs)
-    set_input(node, 0, taken)
-    last = _stored(layer, steps[-1], parts[-1])
-    set_input(node, 1, constant(model, last.astype(np.float32)))
-
-
-def move_before(layer: Layer, node: Any) -> None:
-    """Put the node that was added last before ``node``."""
-    made = layer.graph.nodes.pop()
-    place = next(k for k, other in enumerate(layer.graph.nodes) if other is node)
-    layer.graph.nodes.insert(place, made)
-
-
-def _stored(layer: Layer, step: Step, part: Floats) -> Floats:
-    whole = part.reshape(step.shape)
-    return whole if layer.kind == "Conv" or layer.transposed else whole.T
-
-
-def step_macs(layer: Layer, steps: Sequence[Step], shapes: Shapes) -> list[tuple[int, int]]:
-    """Places that each step gives values at, and its multiply-accumulates, in one run.
-
-    Places count 1 where shapes are unknown, as if nothing were strided.
-    """
-    taken = None if layer.path else shapes.get(layer.input.name)
-    if layer.kind != "Conv":
-        rows = prod(taken[:-1]) if taken else 1
-        return [(rows, rows * prod(step.shape)) for step in steps]
-    found = []
-    sizes = list(taken[2:]) if taken and len(taken) == len(layer.shape) else None
-    for step in steps:
-        if sizes is not None and taken:
-            sizes = [_places(step, k, n, len(sizes)) for k, n in enumerate(sizes)]
-            places = taken[0] * prod(sizes)
-        else:
-            places = 1
-        found.append((places, places * prod(step.shape)))
-    return found
-
-
-def _places(step: Step, axis: int, size: int, dims: int) -> int:
-    """Places along an axis that a kernel is put at."""
-    attrs = step.attrs
-    pads = attrs.get("pads", [0] * 2 * dims)
-    reach = attrs.get("dilations", [1] * dims)[axis] * (step.shape[2 + axis] - 1)
-    room = size + pads[axis] + pads[axis + dims] - reach - 1
-    return int(room // attrs.get("strides", [1] * dims)[axis] + 1)

@@ -12,17 +12,8 @@ from onnxslim_tk.graph.model import Model
 from onnxslim_tk.kernels.least_squares import relative_error
 from onnxslim_tk.plan.targets import Target, Work
 from onnxslim_tk.plan.work import Shapes, layer_work
-from onnxslim_tk.recover.factors import (
-    CHANNEL,
-    CP,
-    SPATIAL,
-    TUCKER,
-    Form,
-    Parts,
-    Step,
-    step_macs,
-    write_chain,
-)
+from onnxslim_tk.recover.chain import Parts, Step, step_macs, write_chain
+from onnxslim_tk.recover.factors import CHANNEL, CP, SPATIAL, TUCKER, Form
 from onnxslim_tk.recover.separable import SEPARABLE
 from onnxslim_tk.recover.structures import BLOCKS, CIRCULANT, HANKEL, KRONECKER, TOEPLITZ
 

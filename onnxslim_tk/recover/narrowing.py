@@ -11,6 +11,7 @@ from onnxslim_tk.graph.edit import set_input
 from onnxslim_tk.graph.groups import Group
 from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.model import Model
+from onnxslim_tk.graph.sharing import others_read
 from onnxslim_tk.kernels.elimination import Reader
 from onnxslim_tk.kernels.least_squares import mean_shift, refit_columns, shrinkage
 from onnxslim_tk.measure.moments import Moments
@@ -86,7 +87,8 @@ def refit(
     """Refit layers at their full size, with zeros for the inputs that go.
 
     Least squares against the layers' own outputs (He et al., 2017); the intercept lets the mean
-    stay without spending weights on it. Layers that share a weight go on sharing it.
+    stay without spending weights on it. Layers that share a weight go on sharing it; one that
+    something else reads too, such as an embedding, stays as it is.
     """
     sharers: dict[int, list[Loss]] = {}
     for loss in losses:
@@ -94,7 +96,7 @@ def refit(
     for group in sharers.values():
         seen = [moments_of(loss.layer, statistics) for loss in group]
         known = [m for m in seen if m is not None and m.second is not None]
-        if len(known) == len(group):
+        if len(known) == len(group) and not others_read([loss.layer for loss in group]):
             _refit(model, group, known, outputs)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Final
 
 import numpy as np
@@ -26,12 +27,13 @@ class Rewrite:
 
 
 def bearable(
-    model: Model, rewrites: Sequence[Rewrite], context: Context
+    model: Model, rewrites: Sequence[Rewrite], context: Context, apart: bool = False
 ) -> Iterator[Proposal | Refusal]:
     """Rows of those rewrites that the outputs bear together, the others as refusals.
 
     Those of least error come first; each is taken unless the outputs would then miss more than it
-    allows (relative squared error on samples). A row's error is what it does alone.
+    allows (relative squared error on samples). A row's error is what it does alone. Rewrites
+    that have to stay ``apart`` are not taken beside one that has a target in common.
     """
     if not rewrites:
         return
@@ -43,22 +45,28 @@ def bearable(
         return
     errors = list(context.each(f"{method}: try", lambda r: probe.error(r.make), rewrites))
     taken: Model | None = None
+    gone: set[str] = set()
     found: dict[int, Proposal | Refusal] = {}
     for k in np.argsort(errors, kind="stable").tolist():
         rewrite, both, others = rewrites[k], errors[k], ""
+        if apart and gone.intersection(rewrite.row.targets):
+            reason = "another that lies inside it, or around it, goes already"
+            found[k] = Refusal(rewrite.row.targets[0], method, reason)
+            continue
         if both <= rewrite.most:
             trial = (taken or model).copy()
             rewrite.make(trial)
             if taken is not None:
                 both, others = probe.difference(trial), ", with others that cost less"
         if both > rewrite.most:
-            found[k] = Refusal(
-                rewrite.row.targets[0],
-                method,
-                f"the outputs would miss {both:.1%}{others}; max_error allows {rewrite.most:.1%}",
-            )
+            reason = "the model would not run, or give what is not finite"
+            if isfinite(both):
+                reason = f"the outputs would miss {both:.1%}{others}; "
+                reason += f"max_error allows {rewrite.most:.1%}"
+            found[k] = Refusal(rewrite.row.targets[0], method, reason)
             continue
         taken = trial
+        gone.update(rewrite.row.targets)
         # An error of 0 would say that nothing can be lost.
         found[k] = replace(rewrite.row, error=max(errors[k], 1e-12), measured=True)
     yield from (found[k] for k in sorted(found))

@@ -10,11 +10,10 @@ from scipy.linalg import cho_factor, cho_solve
 from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.kernels.least_squares import damped
 from onnxslim_tk.kernels.lowrank import factorize
-from onnxslim_tk.recover.factors import DAMPING, Form, Parts, Step, described
+from onnxslim_tk.recover.chain import Parts, Step
+from onnxslim_tk.recover.factors import DAMPING, TINY_DAMPING, Form, described
 
 Floats = NDArray[np.float64]
-# Only against filters that have lost a direction; the covariance is damped already.
-_TINY_DAMPING: Final = 1e-9
 
 
 def _obstacle(layer: Layer) -> str:
@@ -44,7 +43,7 @@ def _split(layer: Layer, rank: int, covariance: Floats | None) -> Parts:
     if covariance is not None:
         normal = damped(covariance, DAMPING)
         cross = _filtered(normal, filters)
-        gram = damped(_filtered(np.ascontiguousarray(cross.T), filters), _TINY_DAMPING)
+        gram = damped(_filtered(np.ascontiguousarray(cross.T), filters), TINY_DAMPING)
         factor = cho_factor(gram, lower=True, check_finite=False)
         target = (weight.reshape(rows, -1) @ cross).T
         mixed = cho_solve(factor, target, check_finite=False).T

@@ -12,12 +12,22 @@ from onnxslim_tk.kernels.least_squares import compensated, shrinkage
 from onnxslim_tk.measure.moments import Moments
 from onnxslim_tk.measure.paired import PairedMoments, observe_pairs
 from onnxslim_tk.measure.runtime import Feed
+from onnxslim_tk.plan.proposal import Context
+from onnxslim_tk.recover.bias import moments_of
 
 Floats = NDArray[np.float64]
 _LEAST_DAMPING = 0.01
 # Rows of one sample resemble each other, and what was lost is hardly more than noise to them: with
 # 3, as for rounding, efficientnet-lite0 came 1 dB less near on other samples.
 _ALIKE = 10.0
+
+
+def can_follow(layer: Layer, context: Context) -> bool:
+    """Whether :func:`in_turn` can show a layer: samples do, and it reads an outermost tensor."""
+    if layer.path or not layer.meets_input or not context.feeds:
+        return False
+    moments = moments_of(layer, context.statistics)
+    return moments is not None and moments.second is not None
 
 
 def in_turn(

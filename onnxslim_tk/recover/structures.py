@@ -20,46 +20,38 @@ from onnxslim_tk.kernels.structured import (
     tied,
     toeplitz_index,
 )
-from onnxslim_tk.recover.factors import DAMPING, Form, Parts, Step, described
+from onnxslim_tk.recover.chain import Parts, Step
+from onnxslim_tk.recover.factors import DAMPING, Form, described, fits_any, sides
 
 Floats = NDArray[np.float64]
 Index = NDArray[np.int64]
-
-
-def _sides(layer: Layer) -> tuple[int, int]:
-    rows, inputs = layer.matrix().shape[1:]
-    return int(rows), int(inputs)
 
 
 def _no_steps(layer: Layer, rank: int) -> Sequence[Step]:
     return ()
 
 
-def _fits_any(layer: Layer) -> str:
-    return ""
-
-
 def _counted(layer: Layer, count: float, step: int, make: Callable[[int, int], Index]) -> int:
     """1 where so many values are within the count."""
-    rows, inputs = _sides(layer)
+    rows, inputs = sides(layer)
     return int(make(rows, inputs)[[0, 0, -1, -1], [0, -1, 0, -1]].max() < count)
 
 
 def _tied_split(
     layer: Layer, rank: int, covariance: Floats | None, make: Callable[[int, int], Index]
 ) -> Parts:
-    return (tied(layer.matrix()[0], make(*_sides(layer)), covariance, DAMPING),)
+    return (tied(layer.matrix()[0], make(*sides(layer)), covariance, DAMPING),)
 
 
 def _tied_product(layer: Layer, parts: Parts, make: Callable[[int, int], Index]) -> Floats:
-    return spread(parts[0], make(*_sides(layer)))
+    return spread(parts[0], make(*sides(layer)))
 
 
 def _tied_expand(
     model: Model, layer: Layer, parts: Parts, make: Callable[[int, int], Index]
 ) -> Tensor:
     """The values picked by an index that is itself the sum of a column and a row."""
-    rows, inputs = _sides(layer)
+    rows, inputs = sides(layer)
     index, graph = make(rows, inputs), layer.graph
     column = constant(model, index[:, :1].astype(np.int64))
     row = constant(model, (index[:1] - index[0, 0]).astype(np.int64))
@@ -76,7 +68,7 @@ def _tied_expand(
 
 def _tied_form(make: Callable[[int, int], Index]) -> Form:
     return Form(
-        _fits_any,
+        fits_any,
         partial(_counted, make=make),
         partial(_tied_split, make=make),
         partial(_tied_product, make=make),
@@ -112,13 +104,13 @@ def _blocks(layer: Layer, count: float, step: int) -> int:
 
 
 def _block_split(layer: Layer, rank: int, covariance: Floats | None) -> Parts:
-    rows, inputs = _sides(layer)
+    rows, inputs = sides(layer)
     values = tied(layer.matrix()[0], block_index(rows, inputs, rank), covariance, DAMPING)
     return (values.reshape(rows, inputs // rank),)
 
 
 def _block_product(layer: Layer, parts: Parts) -> Floats:
-    rows, inputs = _sides(layer)
+    rows, inputs = sides(layer)
     blocks = inputs // parts[0].shape[1]
     return spread(parts[0].ravel(), block_index(rows, inputs, blocks))
 
@@ -139,7 +131,7 @@ def _high(count: int) -> int:
 
 
 def _terms(layer: Layer, count: float, step: int) -> int:
-    rows, inputs = _sides(layer)
+    rows, inputs = sides(layer)
     high, wide = _high(rows), _high(inputs)
     low, narrow = rows // high, inputs // wide
     return min(int(count / (high * wide + low * narrow) + 1e-9), high * wide, low * narrow)
@@ -153,7 +145,7 @@ def _kronecker_split(layer: Layer, rank: int, covariance: Floats | None) -> Part
 
 def _kronecker_product(layer: Layer, parts: Parts) -> Floats:
     whole = np.einsum("tia,tjb->ijab", *parts, optimize=True)
-    return np.asarray(whole.reshape(_sides(layer)), np.float64)
+    return np.asarray(whole.reshape(sides(layer)), np.float64)
 
 
 def _kronecker_expand(model: Model, layer: Layer, parts: Parts) -> Tensor:
@@ -170,6 +162,6 @@ def _kronecker_expand(model: Model, layer: Layer, parts: Parts) -> Tensor:
 
 
 KRONECKER: Final = Form(
-    *(_fits_any, _terms, _kronecker_split, _kronecker_product, _no_steps, _kronecker_expand)
+    *(fits_any, _terms, _kronecker_split, _kronecker_product, _no_steps, _kronecker_expand)
 )
 """A sum of Kronecker products."""

@@ -110,6 +110,7 @@ def test_flattening_makes_a_channel_a_run_of_inputs() -> None:
         "t = Div(vector, c)",
         "t = PRelu(c, vector)",
         "s = Sigmoid(c) t = Mul(c, s)",
+        "t = CumSum(c, last)",
         "t = Pad(c, pads)",
         "t = Resize(c, , scales)",
         "t = Resize(c, , , sizes)",
@@ -118,6 +119,7 @@ def test_flattening_makes_a_channel_a_run_of_inputs() -> None:
 def test_channels_pass(operator: str) -> None:
     constants: dict[str, Any] = {
         "scalar": np.float32(2),
+        "last": np.array(-1),
         "vector": normal(7, 8, 1, 1),
         "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
         "scales": np.array([1, 1, 2, 2], np.float32),
@@ -133,6 +135,12 @@ def test_channels_pass(operator: str) -> None:
     ("body", "because"),
     [
         ("c = Conv(x, w1) t = Softmax<axis=1>(c) y = Conv(t, w2)", "Softmax 't' ties its channels"),
+        ("c = Conv(x, w1) t = CumSum(c, one) y = Conv(t, w2)", "CumSum 't' ties its channels"),
+        (
+            "a = ArgMax<keepdims=0>(x) b = Squeeze(a) c = Conv(x, w1) t = CumSum(c, b) "
+            "y = Conv(t, w2)",
+            "CumSum 't' ties its channels",
+        ),
         ("c = Conv(x, w1) t = LRN<size=3>(c) y = Conv(t, w2)", "LRN 't' ties its channels"),
         ("c = Conv(x, w1) y = MatMul(c, c)", "the channels reach output 'y'"),
         ("c = Conv(x, w1) y = Relu(c)", "the channels reach output 'y'"),
@@ -219,3 +227,38 @@ def test_a_reshape_that_flattens_passes_where_shapes_show_it(
     result = found(whole, **constants)[("c",)]
     assert isinstance(result, Group)
     assert [stated[1:] for stated in counted(result)] == counts
+
+
+def test_before_operator_set_13_all_axes_from_the_first_on_are_one() -> None:
+    for op in ("Hardmax", "LogSoftmax", "Softmax"):
+        text = f"""<ir_version: 8, opset_import: ["": 11]>
+        g (float[N, 3, 4, 4] x) => (float[N, 5, 4, 4] y) {{
+            c = Conv(x, w1) t = {op}(c) y = Conv(t, w3)
+        }}"""
+        proto = model_of(text, {"w1": normal(1, 8, 3, 1, 1), "w3": normal(3, 5, 8, 1, 1)})
+        first = channel_groups(opened(proto), SHAPES)[0]
+        assert isinstance(first, Barrier)
+        assert first.reason == f"{op} 't' ties its channels"
+
+
+def test_channels_that_are_normalized_together_stay() -> None:
+    """A normalization of groups: what goes would change the mean of what stays."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 3] x) => (float[N, 5] y) {
+        c = Gemm(x, w1)
+        r = Reshape(c, apart)
+        n = InstanceNormalization(r, scale, bias)
+        t = Reshape(n, joined)
+        y = Gemm(t, w2)
+    }"""
+    constants = {
+        "w1": normal(1, 3, 8),
+        "w2": normal(2, 8, 5),
+        "apart": np.array([0, 2, 4]),
+        "joined": np.array([0, 8]),
+        "scale": normal(3, 2),
+        "bias": normal(4, 2),
+    }
+    first = channel_groups(opened(model_of(text, constants)), SHAPES)[0]
+    assert isinstance(first, Barrier)
+    assert first.reason == "InstanceNormalization 'n' ties its channels"

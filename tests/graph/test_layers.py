@@ -192,6 +192,26 @@ def test_a_half_precision_weight_is_a_layer_but_none_to_cut() -> None:
     np.testing.assert_allclose(outputs_of(model, x)["y"], 2 * expected, rtol=1e-2)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = Gemm(x, w)",
+        "y = Gemm(x, w, b)",
+        "y = MatMul(x, w)",
+        "m = MatMul(x, w) y = Add(m, b)",
+    ],
+)
+def test_a_half_precision_layer_gets_a_shift_of_its_type(body: str) -> None:
+    text = f"{HEAD} g (float16[N, 6] x) => (float16[N, 5] y) {{ {body} }}"
+    constants = {"w": normal(0, 6, 5), "b": normal(1, 5)}
+    used = {name: v.astype(np.float16) for name, v in constants.items() if f", {name}" in body}
+    proto, x = model_of(text, used), {"x": normal(2, 4, 6).astype(np.float16)}
+    model = opened(proto)
+    assert only(model).shift_bias(model, np.arange(5.0), output_names(model))
+    moved = outputs_of(model, x)["y"].astype(np.float32) - outputs(proto, x)["y"]
+    np.testing.assert_allclose(moved, np.tile(np.arange(5.0), (4, 1)), atol=0.02)
+
+
 def test_custom_operators_are_no_layers() -> None:
     proto = graph("y = MatMul(x, w)", "6, 6", w=normal(0, 6, 6))
     proto.graph.node[0].domain = "vendor"

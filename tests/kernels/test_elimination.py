@@ -55,3 +55,11 @@ def test_without_a_covariance_the_least_weights_go() -> None:
     found = eliminate([Reader(matrix, None, np.arange(3)[:, None], 14.0)], [1], np.zeros(3, int))
     assert found.order.tolist() == [1, 2]
     np.testing.assert_allclose(found.errors, [1 / 14, 5 / 14])
+
+
+def test_channels_that_are_always_zero_go_for_nothing() -> None:
+    whole = reader(4)
+    silent = Reader(whole.matrix, np.zeros((12, 12)), whole.blocks, 0.0)
+    found = eliminate([whole, silent], [1], np.zeros(6, np.int64))
+    alone = eliminate([whole], [1], np.zeros(6, np.int64))
+    np.testing.assert_allclose(found.errors, alone.errors, atol=1e-3)

@@ -6,7 +6,8 @@ import onnx
 import pytest
 
 from onnxslim_tk.errors import RecipeError
-from onnxslim_tk.graph.blocks import residual_blocks
+from onnxslim_tk.graph.blocks import nodes_behind, residual_blocks
+from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.observe import observed_shapes
 from onnxslim_tk.measure.probe import Probe
@@ -56,7 +57,114 @@ def test_a_gated_mlp_is_one_block() -> None:
     model = opened(gated_mlp())
     (block,) = residual_blocks(model, observed_shapes(model, {"x": normal(91, 2, 5, 16)}))
     assert block.key == ("g", "u", "d")
-    assert block.channel_axis == -1
+    assert block.channel_axis == 2
+
+
+def turned_sequences() -> onnx.ModelProto:
+    """A convolution along the steps of sequences, whose channels come last."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, T, 8] x) => (float[N, T, 4] y) {
+        i = MatMul(x, w0)
+        a = Transpose<perm=[0, 2, 1]>(i)
+        c = Conv<pads=[1, 1]>(a, w1)
+        r = Relu(c)
+        e = Transpose<perm=[0, 2, 1]>(r)
+        s = Add(i, e)
+        y = MatMul(s, w2)
+    }"""
+    weights = {"w0": (8, 8), "w1": (8, 8, 3), "w2": (8, 4)}
+    return model_of(text, {name: normal(k, *of) for k, (name, of) in enumerate(weights.items())})
+
+
+def test_sequences_of_different_lengths_have_one_mean() -> None:
+    model = opened(turned_sequences())
+    feeds = [{"x": normal(k, 2, 4 + k, 8)} for k in range(4)]
+    context = context_of(model, feeds)
+    (block,) = residual_blocks(model, context.shapes)
+    assert (block.rank, block.channel_axis) == (3, 2)
+    (row,) = rows_of(model, context, Blocks(max_error=10.0))
+    assert len(row.details["mean"]) == 8
+    Blocks().apply(model, [row], context)
+    assert outputs_of(model, {"x": normal(9, 3, 11, 8)})["y"].shape == (3, 11, 4)
+
+
+def test_channels_are_followed_through_what_reshapes() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 8, 4, 4] x) => (float[N, 8, 4, 4] y) {
+        i = Relu(x)
+        f = Reshape(i, flat)
+        t = Transpose<perm=[0, 2, 1]>(f)
+        m = MatMul(t, w)
+        u = Transpose<perm=[0, 2, 1]>(m)
+        b = Reshape(u, grid)
+        s = Add(b, i)
+        y = Relu(s)
+    }"""
+    constants = {
+        "w": normal(1, 8, 8),
+        "flat": np.array([0, 0, -1]),
+        "grid": np.array([0, 0, 4, 4]),
+    }
+    model = opened(model_of(text, constants))
+    (block,) = residual_blocks(model, observed_shapes(model, {"x": normal(2, 3, 8, 4, 4)}))
+    assert block.channel_axis == 1
+
+
+def nested() -> onnx.ModelProto:
+    """A block inside another, and one behind both."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 16] x) => (float[N, 4] y) {
+        i = Gemm(x, w0)
+        a = Gemm(i, w1) b = Relu(a) c = Gemm(b, w2) s = Add(i, c)
+        d = Gemm(s, w3) e = Tanh(d) o = Add(i, e)
+        f = Gemm(o, w4) h = Relu(f) k = Gemm(h, w5) z = Add(o, k)
+        y = Gemm(z, w6)
+    }"""
+    scales = (1.0, 0.2, 0.05, 0.3, 0.2, 0.1)
+    weights = {f"w{k}": normal(k, 16, 16, scale=scale) for k, scale in enumerate(scales)}
+    return model_of(text, {**weights, "w6": normal(6, 16, 4)})
+
+
+def test_of_blocks_inside_each_other_one_goes() -> None:
+    model = opened(nested())
+    context = context_of(model, [{"x": normal(k, 20, 16)} for k in range(6)])
+    method = Blocks(max_error=10.0, recover=False)
+    found = list(method.propose(model, context))
+    rows = [row for row in found if isinstance(row, Proposal)]
+    assert [row.targets for row in rows] == [("a", "c"), ("f", "k")]
+    (refusal,) = [row for row in found if isinstance(row, Refusal)]
+    assert refusal.reason == "another that lies inside it, or around it, goes already"
+
+
+def test_a_block_of_float16_leaves_a_mean_of_that_type() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float16[N, 16] x) => (float16[N, 16] y) {
+        i = Gemm(x, w0) a = Gemm(i, w1) b = Relu(a) s = Add(i, b) y = Gemm(s, w2)
+    }"""
+    weights = {f"w{k}": normal(k, 16, 16, scale=0.2).astype(np.float16) for k in range(3)}
+    model = opened(model_of(text, weights))
+    feeds = [{"x": normal(k, 20, 16).astype(np.float16)} for k in range(6)]
+    context = context_of(model, feeds)
+    (row,) = rows_of(model, context, Blocks(max_error=10.0))
+    Blocks().apply(model, [row], context)
+    assert outputs_of(model, feeds[0])["y"].dtype == np.float16
+
+
+def test_what_reads_a_block_in_a_branch_alone_is_behind_it_and_so_is_what_follows() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 8] x, bool flag) => (float[N, 8] y) {
+        a = Gemm(x, w)
+        r = Relu(a)
+        q = If(flag) <
+            then_branch = t () => (float[A, B] u) { u = Gemm(r, w) },
+            else_branch = e () => (float[C, D] v) { v = Abs(r) }
+        >
+        y = Gemm(q, w)
+    }"""
+    model = opened(model_of(text, {"w": normal(1, 8, 8)}))
+    behind = nodes_behind(model, [model.graph.nodes[0].outputs[0]])
+    found = {layer.id for layer in layers(model) if id(layer.node) in behind}
+    assert found == {"q/then_branch/u", "y"}
 
 
 def test_what_was_never_run_has_no_blocks() -> None:
@@ -168,3 +276,10 @@ def test_a_plan_for_another_model_is_refused() -> None:
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(RecipeError, match="blocks: max_error must be 0 or more, got -1"):
         Blocks(max_error=-1.0)
+
+
+def test_a_mean_of_other_channels_is_refused() -> None:
+    model = opened(residual_cnn())
+    row = Proposal(("c1", "c2"), "blocks", "drop", {"mean": [0.0]})
+    with pytest.raises(RecipeError, match="blocks: mean must hold 16 numbers, got 1"):
+        Blocks().apply(model, [row], context_of(model))

@@ -17,6 +17,7 @@ from onnxslim_tk.passes.channels import Channels
 from onnxslim_tk.plan.allocation import Figures
 from onnxslim_tk.plan.proposal import Context, Proposal, Refusal
 from onnxslim_tk.plan.targets import ONNXRUNTIME_CPU
+from tests.graph.topologies import tied_embeddings
 from tests.models import (
     chain_cnn,
     depthwise_cnn,
@@ -514,3 +515,16 @@ def test_layers_that_few_rows_fit_by_heart_are_not_taken_for_free() -> None:
     context = Context(FINE, statistics=seen, feeds=feeds, shapes=shapes)
     rows, _ = rows_of(model, context, Channels(keep=0.25, parameters=0.85))
     assert [row.targets[0] for row in rows] == ["b1"]
+
+
+def test_a_head_that_shares_its_table_with_the_embedding_goes_on_sharing() -> None:
+    proto = tied_embeddings()
+    feed = {"x": np.arange(80).reshape(16, 5)}
+    model = opened(proto)
+    context = context_of(model, feed, samples=True)
+    rows = [row for row in rows_of(model, context)[0] if "e" in row.targets]
+    assert [row.targets for row in rows] == [("e", "d", "m", "y")]
+    Channels().apply(model, rows, context)
+    tables = [t.name for t in to_proto(model).graph.initializer if t.dims[0] == 80]
+    assert len(tables) == 1
+    assert outputs_of(model, feed)["y"].shape == (16, 5, 80)

@@ -405,3 +405,20 @@ def test_an_embedding_becomes_a_thin_one_and_a_product() -> None:
     assert operators(model) == ["Gather", "MatMul"]
     assert next(layers(model)).id == "y"
     np.testing.assert_allclose(outputs_of(model, feed)["y"], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("details", "message"),
+    [
+        ({"kind": "svd"}, "'m1' can't be written as 'svd'"),
+        ({"kind": "spatial"}, "'m1' can't be written as 'spatial'"),
+        ({"rank": 0}, "rank must be a whole number from 1 on, got 0"),
+        ({"rank": 1.5}, "rank must be a whole number from 1 on, got 1.5"),
+        ({"rank": 33}, "'m1' has no rank 33"),
+        ({"kind": "circulant"}, "what is written as 'circulant' can't run as nodes"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused(details: dict[str, Any], message: str) -> None:
+    row = Proposal(("m1",), "factorize", 0.5, {"kind": "channel", "rank": 4, **details})
+    with pytest.raises(RecipeError, match=f"factorize: .*{message}|factorize: {message}"):
+        Factorize().apply(opened(mlp()), [row], CONTEXT)

@@ -151,6 +151,22 @@ def test_one_axis_may_shrink_alone() -> None:
     assert stays.tolist() == [[False, True, True, True, False]]
 
 
+def test_a_reader_in_a_branch_goes_by_its_own_name() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[N, 8] x, bool flag) => (float[N, 8] y) {
+        c = Gemm(x, w) h = HardSwish(c)
+        q = If(flag) <
+            then_branch = t () => (float[A, B] u) { u = Gemm(h, v) },
+            else_branch = e () => (float[C, D] r) { r = Relu(h) }
+        >
+        y = Gemm(q, v)
+    }"""
+    model = opened(model_of(text, {"w": normal(1, 8, 8), "v": normal(2, 8, 8)}))
+    (found,) = smooth_activations(model)
+    assert found.key == ("c", "q/then_branch/u")
+    assert set(found.key) <= {layer.id for layer in layers(model)}
+
+
 def test_an_activation_that_reaches_no_layer_stays() -> None:
     text = """<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 8] x) => (float[N, 8] y) { a = Gemm(x, w) s = Sigmoid(a) y = Mul(a, s) }"""

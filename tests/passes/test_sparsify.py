@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,8 @@ from onnxslim_tk.graph.model import Model
 from onnxslim_tk.packing import pack
 from onnxslim_tk.passes.share import Share
 from onnxslim_tk.passes.sparsify import Sparsify
-from onnxslim_tk.plan.proposal import Context
+from onnxslim_tk.plan.proposal import Context, Proposal
+from tests.graph.topologies import lstm
 from tests.models import (
     CONTEXT,
     depthwise_cnn,
@@ -288,3 +290,44 @@ def test_in_turn_zeros_stay_where_the_mask_has_them() -> None:
         if layer.id in ("c1", "c2", "c3", "c4"):
             by_position = layer.weight.transpose(0, 2, 3, 1).reshape(-1, 4)
             assert (np.count_nonzero(by_position, axis=1) <= 2).all()
+
+
+def branching() -> onnx.ModelProto:
+    text = f"""{HEAD} g (float[N, 32] x, bool flag) => (float[N, 8] y) {{
+        a = MatMul(x, w1)
+        h = If(flag) <
+            then_branch = t () => (float[A, B] p) {{ q = MatMul(a, w2) p = Relu(q) }},
+            else_branch = e () => (float[C, D] r) {{ r = Relu(a) }}
+        >
+        y = MatMul(h, w3)
+    }}"""
+    return model_of(
+        text, {"w1": normal(1, 32, 32), "w2": normal(2, 32, 32), "w3": normal(3, 32, 8)}
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "feed", "hidden"),
+    [
+        (lstm, {"x": normal(91, 9, 4, 10)}, "o:R"),
+        (branching, {"x": normal(92, 20, 32), "flag": np.array(True)}, "h/then_branch/q"),
+    ],
+)
+def test_layers_that_cannot_be_followed_in_turn_are_pruned_all_the_same(
+    build: Any, feed: dict[str, Any], hidden: str
+) -> None:
+    model = opened(build())
+    context = replace(seen(model, feed), feeds=[feed] * 2)
+    method = Sparsify(0.8, sequential=True)
+    chosen = [row.targets[0] for row in asked(model, context, method)]
+    assert hidden in chosen
+    pruned(model, method, context)
+    assert [zeros(model)[name] for name in chosen] == pytest.approx([0.8] * len(chosen), abs=0.01)
+
+
+@pytest.mark.parametrize("share", [-0.1, 2.0])
+def test_a_plan_that_asks_for_more_than_all_is_refused(share: float) -> None:
+    row = Proposal(("m1",), "sparsify", 0.5, {"sparsity": share})
+    message = f"sparsify: sparsity of 'm1' must be in [0, 1], got {share}"
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        Sparsify().apply(opened(mlp()), [row], CONTEXT)

@@ -8,8 +8,8 @@ from onnxslim_tk.graph.model import to_stored
 from onnxslim_tk.measure.samples import Samples
 from onnxslim_tk.passes import PASSES
 from onnxslim_tk.pipeline.attempt import Workshop
+from onnxslim_tk.pipeline.following import following
 from onnxslim_tk.pipeline.options import Options
-from onnxslim_tk.pipeline.stages import following
 from onnxslim_tk.plan.knapsack import alternatives
 from onnxslim_tk.plan.proposal import Proposal
 from onnxslim_tk.plan.recipe import parse_recipe
