@@ -35,9 +35,7 @@ def _einsum(node: Node, *inputs: Tensor) -> Tensor:
     return torch.einsum(node.get("equation"), *inputs)
 
 
-def _reduction(
-    function: Callable[[Tensor, list[int], bool], Tensor], floats: bool = False
-) -> Rule:
+def _reduction(function: Callable[[Tensor, list[int], bool], Tensor], floats: bool = False) -> Rule:
     """The rule of a reduction; ``floats`` where PyTorch reduces nothing else."""
 
     def rule(node: Node, x: Tensor, axes: Tensor | None = None) -> Tensor:

@@ -65,7 +65,9 @@ def _resize(
 
 def _by_scales(x: Tensor, along: list[int], scales: list[float]) -> list[_Axis]:
     # In 32 bits, as the runtime has it: 10 times 2.6 are 26 there, and a little less in 64.
-    sizes = [int(np.float32(x.shape[k]) * np.float32(s)) for k, s in zip(along, scales, strict=True)]
+    sizes = [
+        int(np.float32(x.shape[k]) * np.float32(s)) for k, s in zip(along, scales, strict=True)
+    ]
     return [
         _Axis(k, x.shape[k], size, scale)
         for k, size, scale in zip(along, sizes, scales, strict=True)
