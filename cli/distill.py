@@ -83,7 +83,7 @@ def _distill(
     loss: str | None,
     progress: Progress,
 ) -> tuple[Report, Mapping[str, OutputKind]] | None:
-    options = judging.options(student, learning.seed, progress)
+    options = judging.options(student, training.schedule.seed, progress)
     options = replace(options, budget=judging.budget(Budget()), jobs=learning.jobs)
     report = teaching.distill(
         teachers,

@@ -127,7 +127,7 @@ def finetune(
 
 def _finetune(work: _Work, progress: Progress) -> tuple[Report, Mapping[str, OutputKind]] | None:
     judging, learning = work.judging, work.learning
-    options = judging.options(work.source, learning.seed, progress)
+    options = judging.options(work.source, work.training.schedule.seed, progress)
     options = replace(
         options, budget=judging.budget(Budget()), jobs=learning.jobs, in_place=work.in_place
     )

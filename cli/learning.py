@@ -17,7 +17,7 @@ _LEARNING: Final = "Training"
 _LOSSES: Final = "What is learnt"
 _SETTINGS: Final = (
     *("steps", "epochs", "minutes", "batch", "rate", "warm_up", "weight_decay", "l1"),
-    *("clip", "average", "every", "patience"),
+    *("clip", "average", "every", "patience", "seed"),
 )
 
 
@@ -106,7 +106,9 @@ class Learning:
         int,
         _option(_LEARNING, metavar="N", help="Threads, -1 for all; 1 repeats to the bit."),
     ] = 1
-    seed: Annotated[int, _option(_LEARNING, min=0, help="Seed of every draw at random.")] = 0
+    seed: Annotated[
+        int | None, _option(_LEARNING, min=0, help="Seed of every draw at random; 0.")
+    ] = None
 
     def settings(self) -> Training:
         """The training of the recipe, with what the command line says."""
@@ -123,7 +125,7 @@ class Learning:
             raise typer.BadParameter("say --steps or --epochs, not both", param_hint="--epochs")
         if "steps" in given:
             given["epochs"] = None
-        return with_settings(found, {**given, "seed": self.seed})
+        return with_settings(found, given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,12 +43,14 @@ def optimize_all(
     """Optimize all models into ``folder``; leaves with the exit code of the worst of them."""
     if folder.exists() and not folder.is_dir():
         raise typer.BadParameter(f"{folder} is not a folder", param_hint="--out-dir")
-    jobs = []
+    jobs, taken = [], {source.resolve(): source for source in sources}
     for source, name in zip(sources, names_of(sources), strict=True):
         result = folder.absolute() / name
-        if result.resolve() == source.resolve():
+        if result.resolve() in taken:
+            other = taken[result.resolve()]
+            whose = "its result" if other == source else f"the result of {source}"
             raise typer.BadParameter(
-                f"{source} lies where its result would; take another folder", param_hint="--out-dir"
+                f"{other} lies where {whose} would; take another folder", param_hint="--out-dir"
             )
         own = replace(choices, calibration=samples_for(source, choices.calibration))
         settings = repr((own, choices.chosen(), _state(own.calibration)))

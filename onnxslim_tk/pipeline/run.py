@@ -26,7 +26,7 @@ from onnxslim_tk.pipeline.files import (
 from onnxslim_tk.pipeline.following import following
 from onnxslim_tk.pipeline.judge import judge
 from onnxslim_tk.pipeline.options import Options, PathLike
-from onnxslim_tk.pipeline.search import Search
+from onnxslim_tk.pipeline.within_budget import WithinBudget
 from onnxslim_tk.plan.limiting import limited
 from onnxslim_tk.plan.plan import Plan, StagePlan, read_plan
 from onnxslim_tk.plan.recipe import Recipe, Stage, read_recipe
@@ -60,7 +60,7 @@ def optimize(
 
 def _settled(shop: Workshop, started: float) -> tuple[Attempt, Report]:
     """The best attempt and the report on it, or a safer one where the judging samples disagree."""
-    search = Search(shop)
+    search = WithinBudget(shop)
     attempt = shop.never_larger(search.best())
     fallbacks = search.safer(attempt)
     while True:

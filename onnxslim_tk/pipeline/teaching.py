@@ -109,6 +109,11 @@ def finetune(
     from onnxslim_tk.train.processes import processes, threads
     from onnxslim_tk.train.write_back import write_back
 
+    if training.losses != _USUAL.losses:
+        raise TrainingError(
+            "train: losses in a recipe are what a teacher teaches; finetune learns the loss that "
+            "it is given"
+        )
     started, path = time.process_time(), Path(source)
     data = read_model(path)
     check_target(path, data, Path(result), options.in_place)

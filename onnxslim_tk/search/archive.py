@@ -14,6 +14,8 @@ from onnxslim_tk.search.goal import Figures
 from onnxslim_tk.search.space import Genome, Space
 
 _STUDY: Final = "onnxslim"
+_JOURNAL: Final = b'{"op_code":'
+"""What every line of a journal begins with."""
 _FIGURES: Final = ("bytes", "macs", "latency", "error")
 
 
@@ -72,6 +74,7 @@ def _opened(storage: str, key: str) -> Any:
             if "://" in storage:
                 kept: Any = storage
             else:
+                _check_journal(Path(storage))
                 journal = library.storages.journal
                 lock = journal.JournalFileOpenLock(storage)
                 _mend(Path(storage), lock)
@@ -84,6 +87,8 @@ def _opened(storage: str, key: str) -> Any:
                 directions=["minimize"] * len(_FIGURES),
                 load_if_exists=True,
             )
+        except RecipeError:
+            raise
         except Exception as error:
             # Each kind of database has errors of its own.
             first = " ".join(str(error).split())[:200]
@@ -96,6 +101,16 @@ def _opened(storage: str, key: str) -> Any:
         )
     study.set_user_attr("key", key)
     return study
+
+
+def _check_journal(path: Path) -> None:
+    """Raise RecipeError for a file that is something else: what is no journal stays untouched."""
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            start = file.read(len(_JOURNAL))
+        # What a kill left of the first line is the beginning of one.
+        if not _JOURNAL.startswith(start):
+            raise RecipeError(f"search: {path} is no journal of a search; name another file")
 
 
 def _mend(path: Path, lock: Any) -> None:

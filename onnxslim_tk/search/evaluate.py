@@ -115,7 +115,7 @@ def evaluate(
     spent = time.process_time() - started
     evaluation = Evaluation(genome, figures, attempt.data.sha256, spent)
     score = goal.point(figures, original), goal.violation(figures, original)
-    if any(better(other, score) or other == score for other in best):
+    if any(better(other, score) for other in best):
         return Found(evaluation)
     return Found(evaluation, attempt.data, attempt.plan)
 

@@ -1,6 +1,7 @@
 """The run folder: the front with its models and plans, whole after every batch."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -24,6 +25,7 @@ _FORMAT: Final = 1
 _FRONT: Final = "front.json"
 _SURVEY: Final = "space.json"
 _PAGE: Final = "front.html"
+_OURS: Final = re.compile(r"plan-[0-9a-f]{12}\.(onnx|plan\.json|report\.json)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,13 @@ class Folder:
             self.judged[name] = report
 
     def points(self, known: Sequence[Evaluation], original: Figures) -> list[Point]:
-        """The front: what keeps the limits and no other beats; the nearest where nothing does."""
+        """The front: what keeps the limits and no other beats; the nearest where nothing does.
+
+        Of equal ones that of the smallest genome, whoever came first.
+        """
         scored = [
             (e, self.goal.point(e.figures, original), self.goal.violation(e.figures, original))
-            for e in known
+            for e in sorted(known, key=lambda e: e.genome)
             if e.figures is not None
         ]
         held = [row for row in scored if row[2] == 0]
@@ -124,7 +129,8 @@ class Folder:
         self._write(_FRONT, json_text(data))
         names = {point.name for point in points}
         for path in self.path.glob("plan-*"):
-            if path.name.split(".")[0] not in names:
+            # A plan of the user's own may be called so as well.
+            if _OURS.fullmatch(path.name) and path.name.split(".")[0] not in names:
                 path.unlink(missing_ok=True)
         self.last = points
         return points

@@ -120,6 +120,7 @@ class _Relaxation:
     """A model in PyTorch with shares of options in place of choices."""
 
     def __init__(self, base: Model, space: Space, shifts: Shifts, feeds: Sequence[Feed]) -> None:
+        from onnxslim_tk.train.batches import joins_well
         from onnxslim_tk.train.module import GraphModule
 
         self._torch = torch = torch_library()
@@ -127,7 +128,8 @@ class _Relaxation:
         self._module = GraphModule(base)
         for parameter in self._module.parameters():
             parameter.requires_grad_(False)
-        self._feeds = _joined(feeds) if self._module.joins else list(feeds)
+        joins = self._module.joins and joins_well(self._module, feeds)
+        self._feeds = _joined(feeds) if joins else list(feeds)
         floats = [t for t in base.graph.outputs if t.dtype in (np.float32, np.float16)]
         self._names = [[t.name, *([s[0]] if (s := scores_behind(t)) else [])] for t in floats]
         wanted = [name for names in self._names for name in names]

@@ -11,13 +11,14 @@ from onnxslim_tk.pipeline.workers import Lost, Place, Workers
 from onnxslim_tk.search.archive import Archive, journal
 from onnxslim_tk.search.cargo import Cargo
 from onnxslim_tk.search.evaluate import Evaluation, Found, evaluate, finish, measure, scout
+from onnxslim_tk.search.extra import optuna, plotly, torch
 from onnxslim_tk.search.folder import Folder, Point
 from onnxslim_tk.search.forecast import Forecaster
 from onnxslim_tk.search.goal import Figures, Goal
 from onnxslim_tk.search.page import page
 from onnxslim_tk.search.relax import Leaning, relax
 from onnxslim_tk.search.space import Genome, Space
-from onnxslim_tk.search.strategies import STRATEGIES
+from onnxslim_tk.search.strategies import NEED_TORCH, STRATEGIES
 from onnxslim_tk.search.strategies.strategy import Problem
 
 _PARTS: Final = 16
@@ -85,6 +86,9 @@ def search(
     front after as many evaluations, whatever the number of workers; only a shared ``storage`` and
     ``minutes`` bring the clock in. Raises an OnnxSlimError for what can't be searched.
     """
+    # What is missing is said before the work that it is needed for.
+    for needed in (optuna, plotly, *([torch] if effort.strategy in NEED_TORCH else [])):
+        needed()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

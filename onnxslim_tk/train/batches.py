@@ -1,6 +1,6 @@
 """Samples laid together for one run, with their labels."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,6 +10,7 @@ import torch
 from onnxslim_tk.errors import TrainingError
 from onnxslim_tk.measure.samples import Samples
 from onnxslim_tk.plan.augmentation import Augmentation, augmented
+from onnxslim_tk.train.module import GraphModule
 from onnxslim_tk.train.objective import Objective
 from onnxslim_tk.train.rules import Tensor
 
@@ -29,7 +30,7 @@ class Batch:
 class Batches:
     """Samples as batches for an objective: of equal shapes, where the models allow it.
 
-    ``augment`` varies each sample anew each time, by ``seed``, its place and ``turn``.
+    ``augment`` varies each sample anew each time, by ``seed``, its place and its turn.
     """
 
     def __init__(
@@ -43,16 +44,20 @@ class Batches:
             raise TrainingError("train: the loss needs labels, and the samples have none")
         self.samples, self._augment, self._seed = samples, tuple(augment), seed
         self._labelled = samples.labels is not None
-        self._joins = objective.joins and joins_well(objective, samples)
+        modules = dict.fromkeys((objective.student, *objective.teachers))
+        self._joins = objective.joins and all(joins_well(m, samples.feeds) for m in modules)
 
-    def of(self, rows: Sequence[int], turn: int = 0) -> Iterator[Batch]:
-        """The samples at ``rows``, in as few batches as can be."""
+    def of(self, rows: Sequence[int], turns: Sequence[int] | None = None) -> Iterator[Batch]:
+        """The samples at ``rows``, in as few batches as can be.
+
+        ``turns`` say how often each of them came before.
+        """
         groups: dict[Any, list[tuple[int, Mapping[str, Any]]]] = {}
-        for row in rows:
+        for row, turn in zip(rows, turns or [0] * len(rows), strict=True):
             feed = self._feed(row, turn)
             shapes: Any = tuple((name, np.shape(value)) for name, value in feed.items())
             label = self.samples.labels[row] if self.samples.labels is not None else ()
-            key = (shapes, np.shape(label)) if self._joins else row
+            key = (shapes, np.shape(label)) if self._joins else (row, turn)
             groups.setdefault(key, []).append((row, feed))
         for group in groups.values():
             yield self._laid([row for row, _ in group], [feed for _, feed in group])
@@ -87,24 +92,23 @@ class Batches:
         return torch.from_numpy(np.ascontiguousarray(found.astype(wide)))
 
 
-def joins_well(objective: Objective, samples: Samples) -> bool:
+def joins_well(module: GraphModule, feeds: Sequence[Mapping[str, Any]]) -> bool:
     """Whether two samples laid together give what each gives alone.
 
     A graph may leave the size of its first axis open and still mix or lose what lies along it.
     """
-    if len(samples) < 2:
+    if len(feeds) < 2:
         return False
-    student = objective.student
-    feeds = [samples.feeds[k] for k in (0, 1)]
+    feeds = [feeds[k] for k in (0, 1)]
     shapes = [[np.shape(value) for value in feed.values()] for feed in feeds]
     if shapes[0] != shapes[1]:
         # Of other shape than its neighbour: the same twice tells too.
         feeds[1] = feeds[0]
-    names = student.inputs if len(student.inputs) > 1 else tuple(feeds[0])
+    names = module.inputs if len(module.inputs) > 1 else tuple(feeds[0])
     joined = {name: np.concatenate([np.asarray(feed[name]) for feed in feeds]) for name in names}
-    run = _runner(objective)
     try:
-        alone, together = [run(feed) for feed in feeds], run(joined)
+        with torch.no_grad():
+            *alone, together = [module(module.named(feed)) for feed in (*feeds, joined)]
     except TrainingError:
         return False
     for name, value in together.items():
@@ -118,18 +122,6 @@ def joins_well(objective: Objective, samples: Samples) -> bool:
         if not bool(((value - expected).abs() <= _ALIKE * size).all()):
             return False
     return True
-
-
-def _runner(objective: Objective) -> Callable[[Mapping[str, Any]], dict[str, Tensor]]:
-    student = objective.student
-
-    def run(feed: Mapping[str, Any]) -> dict[str, Tensor]:
-        if len(student.inputs) == 1:
-            feed = {student.inputs[0]: next(iter(feed.values()))}
-        with torch.no_grad():
-            return student(feed)
-
-    return run
 
 
 def endless(count: int, seed: int, start: int = 0) -> Iterator[int]:

@@ -56,7 +56,7 @@ def load_checkpoint(path: Path, run: str) -> dict[str, Any] | None:
 def run_of(objective: Objective, samples: Samples, *facts: object) -> str:
     """What tells a run apart: student and teachers as they begin, losses, samples, ``facts``.
 
-    Of the samples the first and the last count, and how many there are.
+    Of the samples all labels count, the first and the last feed, and how many there are.
     """
     mark = hashlib.sha256(repr((objective.terms, len(samples), facts)).encode())
     modules: list[nn.Module] = [objective, *objective.teachers]
@@ -66,4 +66,6 @@ def run_of(objective: Objective, samples: Samples, *facts: object) -> str:
     for place in (0, len(samples) - 1):
         for value in samples.feeds[place].values():
             mark.update(np.ascontiguousarray(value).tobytes())
+    if samples.labels is not None:
+        mark.update(repr(np.asarray(samples.labels).tolist()).encode())
     return mark.hexdigest()

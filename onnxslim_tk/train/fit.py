@@ -133,7 +133,8 @@ class _Fitting:
         self.optimizer = Optimizer(objective, schedule)
         # A run may be given more time, or more patience, as it goes on.
         lasting = replace(schedule, minutes=None, patience=1)
-        self._facts = (lasting, tuple(augment), len(choose), count(), keep)
+        by = None if metric is None else metric.name
+        self._facts = (lasting, tuple(augment), len(choose), count(), keep, by)
         self._told: dict[tuple[int, ...], list[Tensors]] = {}
         self._room = _REMEMBERED
         self._module = shared(objective)
@@ -216,8 +217,9 @@ class _Fitting:
         first = self.optimizer.steps * size * count()
         rows = list(islice(endless(total, self.schedule.seed, first), size * count()))
         mine = rows[rank() :: count()]
-        turn = first // total
-        parts = [(batch, len(batch.rows) / size) for batch in self.learn.of(mine, turn)]
+        # A step may end one turn and begin the next.
+        turns = [(first + k) // total for k in range(len(rows))][rank() :: count()]
+        parts = [(batch, len(batch.rows) / size) for batch in self.learn.of(mine, turns)]
         # Processes meet once a step, so all of it has to be one run there.
         runs = [parts] if count() > 1 else [[part] for part in parts]
         for some in runs:

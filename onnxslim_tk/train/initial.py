@@ -21,6 +21,7 @@ _GAINS: Final = {
     "SimplifiedLayerNormalization": 1,
 }
 """Inputs of normalizations that multiply."""
+_PRODUCTS: Final = ("MatMul", "com.microsoft:FusedMatMul")
 _RECURRENT: Final = ("LSTM", "GRU", "RNN")
 
 
@@ -53,6 +54,12 @@ def _drawn(program: Program, key: str, old: Array, rng: np.random.Generator) -> 
     size = float(np.sqrt((wide**2).mean()))
     for step, slot in program.readers.get(key, ()):
         kind, node = step.node.kind, step.node
+        if kind in ("Cast", "Identity"):
+            return _drawn(program, node.key, old, rng)
+        if kind == "Transpose":
+            order = node.get("perm", list(range(old.ndim))[::-1])
+            drawn = _drawn(program, node.key, old.transpose(order), rng)
+            return drawn.transpose(np.argsort(order))
         if kind in _GAINS:
             return np.ones(old.shape) if slot == _GAINS[kind] else np.zeros(old.shape)
         if slot == 2 and kind in ("Conv", "ConvTranspose", "Gemm"):
@@ -66,8 +73,9 @@ def _drawn(program: Program, key: str, old: Array, rng: np.random.Generator) -> 
         if kind == "Gemm":
             inputs = old.shape[1 if node.get("transB" if slot else "transA", 0) else 0]
             return _normal(rng, old, inputs, 2.0)
-        if kind == "MatMul" and old.ndim > 1:
-            return _normal(rng, old, old.shape[-2 if slot else -1], 2.0)
+        if kind in _PRODUCTS and old.ndim > 1:
+            turned = bool(node.get("transB" if slot else "transA", 0))
+            return _normal(rng, old, old.shape[-2 if bool(slot) != turned else -1], 2.0)
         if kind == "Gather":
             return size * rng.standard_normal(old.shape)
     # A shift that arithmetic lays along the data; what multiplies keeps its size.

@@ -84,23 +84,25 @@ def _cross_entropy(output: Tensor, labels: Tensor, form: str) -> Tensor:
     if labels.is_floating_point():
         labels = labels.round()
     scores = _log(output) if form == "probabilities" else output
-    flat, wanted = scores.reshape(-1, scores.shape[-1]), labels.reshape(-1).long()
-    if int(wanted.max()) >= flat.shape[-1]:
-        raise TrainingError(
-            f"train: labels must be below {flat.shape[-1]}, the classes of the output, "
-            f"got {int(wanted.max())}"
-        )
+    flat = scores.reshape(-1, scores.shape[-1])
+    _check_classes(labels, 0, flat.shape[-1])
+    wanted = labels.reshape(-1).long()
+    if bool((wanted == _PADDING).all()):
+        # The mean over no labels would be no number.
+        return 0 * flat.clamp(-1, 1).sum()
     return functional.cross_entropy(flat, wanted, ignore_index=_PADDING)
 
 
 def _mse(output: Tensor, labels: Tensor, form: str) -> Tensor:
     labels = _laid("mse", output, labels)
+    if not bool(torch.isfinite(labels).all()):
+        raise TrainingError("train: mse needs labels that are finite")
     return functional.mse_loss(output, labels.to(output.dtype))
 
 
 def _bce(output: Tensor, labels: Tensor, form: str) -> Tensor:
     labels = _laid("bce", output, labels).to(output.dtype)
-    if bool(((labels < 0) | (labels > 1)).any()):
+    if not bool(((labels >= 0) & (labels <= 1)).all()):
         raise TrainingError("train: bce needs labels in [0, 1]")
     if form == "chances":
         return functional.binary_cross_entropy(output.clamp(_LEAST, 1 - 1e-7), labels)
@@ -114,8 +116,12 @@ def _ctc(output: Tensor, labels: Tensor, form: str) -> Tensor:
             f"train: ctc needs an output (n, steps, classes) and labels (n, length), got "
             f"{tuple(output.shape)} and {tuple(labels.shape)}"
         )
+    _check_classes(labels, 1, output.shape[-1])
+    there = labels != _PADDING
+    if bool((there[:, 1:] & ~there[:, :-1]).any()):
+        raise TrainingError("train: ctc needs its padding, -1, at the end of labels")
     scores = _log(output) if form == "probabilities" else torch.log_softmax(output, -1)
-    lengths = (labels != _PADDING).sum(1)
+    lengths = there.sum(1)
     steps = torch.full((len(output),), output.shape[1], dtype=torch.int64)
     return functional.ctc_loss(
         scores.transpose(0, 1), labels.clamp(min=0).long(), steps, lengths, zero_infinity=True
@@ -129,6 +135,16 @@ LABELLED: Final[Mapping[str, Callable[[Tensor, Tensor, str], Tensor]]] = {
     "ctc": _ctc,
 }
 """Losses of an output, labels and the output's form (scores, probabilities, chances), by name."""
+
+
+def _check_classes(labels: Tensor, least: int, count: int) -> None:
+    """Raise TrainingError for labels that are neither classes nor padding."""
+    fits = ((labels >= least) & (labels < count)) | (labels == _PADDING)
+    if not bool(fits.all()):
+        raise TrainingError(
+            f"train: labels must be {least} or more and below {count}, the classes of the output, "
+            f"or -1 as padding; got {float(labels[~fits][0]):g}"
+        )
 
 
 def _log(values: Tensor) -> Tensor:

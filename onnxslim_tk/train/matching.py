@@ -69,7 +69,7 @@ def output_terms(
             raise TrainingError(f"train: {name!r} and {wanted!r} are no outputs of these models")
     made = []
     with torch.no_grad():
-        said = [teacher(_named(feed, teacher)) for feed in feeds]
+        said = [teacher(teacher.named(feed)) for feed in feeds]
     for name, wanted in pairs.items():
         values = [found[wanted] for found in said]
         if not all(torch.is_tensor(value) and value.is_floating_point() for value in values):
@@ -235,18 +235,12 @@ def _seen(module: GraphModule, feed: Mapping[str, Any], kinds: Sequence[str]) ->
 
 def _shown(module: GraphModule, feed: Mapping[str, Any], names: Mapping[str, str]) -> list[_Seen]:
     with torch.no_grad():
-        values = module(_named(feed, module), names) if names else {}
+        values = module(module.named(feed), names) if names else {}
     return [
         _Seen(name, names[name], tuple(value.shape))
         for name, value in values.items()
         if torch.is_tensor(value) and value.is_floating_point()
     ]
-
-
-def _named(feed: Mapping[str, Any], module: GraphModule) -> Mapping[str, Any]:
-    if len(module.inputs) == 1 and len(feed) == 1:
-        return {module.inputs[0]: next(iter(feed.values()))}
-    return feed
 
 
 def _attends(seen: _Seen) -> bool:

@@ -38,10 +38,10 @@ class GraphModule(nn.Module):
         super().__init__()
         self._program = program = compiled(model)
         roles = trained(program, scales)
-        self.ties: dict[str, Tie] = tied(
-            {key: program.constants[key] for key in roles},
-            {key: id(holder) for key, holder in holders(model, roles)},
-        )
+        held = {key: id(holder) for key, holder in holders(model, roles)}
+        # Constants of local functions belong to all of their calls, and stay as they are.
+        roles = {key: role for key, role in roles.items() if key in held}
+        self.ties: dict[str, Tie] = tied({key: program.constants[key] for key in roles}, held)
         self.weights = nn.ModuleList()
         for key, tie in self.ties.items():
             if tie.weight == len(self.weights):
@@ -89,6 +89,12 @@ class GraphModule(nn.Module):
             for step in self._program.makers.values()
             if step.rule is None and step.node.kind not in CONTROL
         )
+
+    def named(self, feed: Mapping[str, Any]) -> Mapping[str, Any]:
+        """``feed`` by the names of the inputs; a single one may have another name."""
+        if len(self.inputs) == 1 and len(feed) == 1:
+            return {self.inputs[0]: next(iter(feed.values()))}
+        return feed
 
     def parameter(self, key: str) -> nn.Parameter:
         """The parameter of a tensor; raises TrainingError where that isn't trained."""

@@ -71,7 +71,7 @@ class Objective(nn.Module):
         """What the teachers say to ``feed``, one mapping by name each."""
         with torch.no_grad():
             return [
-                teacher(_given(feed, teacher), names) if names else {}
+                teacher(teacher.named(feed), names) if names else {}
                 for teacher, names in zip(self.teachers, self._asked, strict=True)
             ]
 
@@ -85,7 +85,7 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, Tensors]:
         """The loss, and the student's outputs without gradient."""
         names = dict.fromkeys((*self._read, *self.student.outputs))
-        found = self.student(_given(feed, self.student), names)
+        found = self.student(self.student.named(feed), names)
         total = torch.zeros(())
         for number, term in enumerate(self.terms):
             seen = found
@@ -99,7 +99,7 @@ class Objective(nn.Module):
         """Adapters for the terms that ask for one and whose channels differ."""
         taught = [self.taught(feed) for feed in some]
         with torch.no_grad():
-            found = [self.student(_given(feed, self.student), self._read) for feed in some]
+            found = [self.student(self.student.named(feed), self._read) for feed in some]
         for number, term in enumerate(self.terms):
             if isinstance(term, Term) and term.adapter:
                 pairs = [
@@ -109,13 +109,6 @@ class Objective(nn.Module):
                 made = adapter_for(pairs, (term.student, term.wanted))
                 if made is not None:
                     self.adapters[str(number)] = made
-
-
-def _given(feed: Mapping[str, Any], module: GraphModule) -> Mapping[str, Any]:
-    """A feed by the names of a module's inputs; a single input may have another name."""
-    if len(module.inputs) == 1 and len(feed) == 1:
-        return {module.inputs[0]: next(iter(feed.values()))}
-    return feed
 
 
 def _at_rest(value: Any) -> Any:

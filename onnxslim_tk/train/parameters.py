@@ -10,6 +10,7 @@ from onnx import TensorProto
 
 from onnxslim_tk.train.operators.quantized import CODES
 from onnxslim_tk.train.program import Constant, Program, Step
+from onnxslim_tk.train.units import MOVES, laid_along, later_scale, scale_of, values_of
 
 Array = NDArray[Any]
 
@@ -58,9 +59,6 @@ _ARITHMETIC: Final = ("Add", "Sub", "Mul", "Div")
 _JOINS: Final = ("Concat",)
 _INTEGER: Final = ("MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul")
 _QUANTIZING: Final = ("QuantizeLinear", "DequantizeLinear")
-_MOVES: Final = frozenset(
-    ("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast", "Expand")
-)
 _FIXED: Final[dict[str, tuple[int, ...]]] = {
     "BatchNormalization": (3, 4),
     "Resize": (1, 2),
@@ -152,7 +150,7 @@ def _multiplies_codes(program: Program, key: str) -> bool:
     """Whether a float constant is read as a factor of integers alone, or looked up as one."""
     if program.constants[key].element not in FLOATS:
         return False
-    readings = list(_readings(program, key, frozenset((*_MOVES, "Gather"))))
+    readings = list(_readings(program, key, frozenset((*MOVES, "Gather"))))
     return bool(readings) and all(
         step.node.kind == "Mul" and _holds_codes(program, step.keys[1 - slot])
         for step, slot in readings
@@ -167,7 +165,7 @@ def _holds_codes(program: Program, key: str) -> bool:
             return False
         if step.node.kind in (*_INTEGER[:2], "DynamicQuantizeLinear"):
             return True
-        if step.node.kind not in (*_MOVES, "Gather"):
+        if step.node.kind not in (*MOVES, "Gather"):
             return False
         key = step.keys[0]
     return program.constants[key].element in CODES
@@ -217,7 +215,7 @@ def _is_laid(step: Step, constant: Constant) -> bool:
 
 
 def _readings(
-    program: Program, key: str, through: frozenset[str] = _MOVES
+    program: Program, key: str, through: frozenset[str] = MOVES
 ) -> Iterator[tuple[Step, int]]:
     """The inputs that a tensor ends in, through what only moves or decodes it."""
     waiting, seen = [key], {key}
@@ -238,13 +236,13 @@ def _coded(program: Program, key: str, constant: Constant, is_matrix: bool) -> R
     shape = constant.values.shape
     for step, slot in program.readers.get(key, ()):
         if step.node.kind == "DequantizeLinear" and slot == 0:
-            scale, zero = _product(program, step), _constant(program, step, 2)
+            scale, zero = scale_of(program, step), values_of(program, step, 2)
             if scale is None:
                 return None
-            laid = [None if v is None else _laid(step, v, shape) for v in (scale, zero)]
+            laid = [None if v is None else laid_along(step, v, shape) for v in (scale, zero)]
             source = step.keys[1] if step.keys[1] in program.constants else ""
             return Role(is_matrix and len(shape) > 1, laid[0], laid[1], source)
-    scale, source = _later_scale(program, key)
+    scale, source = later_scale(program, key)
     if scale is None:
         # The scale comes later or nowhere; weights as large as those that training begins with.
         direct = any(step.node.kind in _INTEGER for step, _ in program.readers.get(key, ()))
@@ -259,65 +257,3 @@ def _coded(program: Program, key: str, constant: Constant, is_matrix: bool) -> R
     except ValueError:
         pass
     return Role(len(shape) > 1, np.sqrt((scale.astype(np.float64) ** 2).mean()).reshape(1))
-
-
-def _later_scale(program: Program, key: str) -> tuple[Array | None, str]:
-    """The constant that multiplies a tensor, or is its scale, behind Casts and a Gather.
-
-    With the key of that constant, where nothing comes between.
-    """
-    waiting, seen = [key], {key}
-    while waiting:
-        for step, slot in program.readers.get(waiting.pop(), ()):
-            kind = step.node.kind
-            if kind == "Mul" or (kind == "DequantizeLinear" and slot == 0):
-                source = step.keys[1 - slot]
-                return _behind(program, step, 1 - slot), source * (source in program.constants)
-            follows = kind in _MOVES or kind == "Gather"
-            if follows and slot == 0 and step.node.key not in seen:
-                seen.add(step.node.key)
-                waiting.append(step.node.key)
-    return None, ""
-
-
-def _behind(program: Program, step: Step, slot: int) -> Array | None:
-    """A scale that is a constant, or one that is looked up row by row as its table is."""
-    found = _constant(program, step, slot)
-    while found is None:
-        maker = program.makers.get(step.keys[slot])
-        if maker is None or maker.node.kind not in (*_MOVES, "Gather"):
-            return None
-        step, slot = maker, 0
-        found = _constant(program, step, slot)
-        if found is not None and step.node.kind == "Gather":
-            return found.reshape(len(found), -1)
-    return found
-
-
-def _product(program: Program, step: Step) -> Array | None:
-    """The scale of a DequantizeLinear: a constant, or the product of two, as biases have it."""
-    maker = program.makers.get(step.keys[1])
-    if maker is None or maker.node.kind != "Mul":
-        return _constant(program, step, 1)
-    factors = [_constant(program, maker, k) for k in (0, 1)]
-    if factors[0] is None or factors[1] is None:
-        return None
-    product: Array = factors[0] * factors[1]
-    return product
-
-
-def _constant(program: Program, step: Step, slot: int) -> Array | None:
-    """The values of a step's input where it is a constant."""
-    found = program.constants.get(step.keys[slot]) if slot < len(step.keys) else None
-    return None if found is None else found.values
-
-
-def _laid(step: Step, values: Array, shape: tuple[int, ...]) -> Array:
-    """A scale or zero point of DequantizeLinear, laid along a tensor of ``shape``."""
-    wide = values.astype(np.float64)
-    if wide.size == 1 or not shape:
-        return wide.reshape(-1)[:1]
-    axis, block = int(step.node.get("axis", 1)) % len(shape), int(step.node.get("block_size", 0))
-    if block:
-        return np.repeat(wide, block, axis)[(slice(None),) * axis + (slice(shape[axis]),)]
-    return wide.reshape([-1 if k == axis else 1 for k in range(len(shape))])

@@ -77,11 +77,12 @@ def test_a_recipe_declares_losses_and_augmentations(
     run: Run, model: Path, student: Path, samples: Path, tmp_path: Path
 ) -> None:
     recipe, out = tmp_path / "mine.yaml", tmp_path / "out.onnx"
-    recipe.write_text("steps: 20\nlosses: {temperature: 2}\naugment: [{noise: 0.2}]\n")
+    recipe.write_text("steps: 20\nseed: 7\nlosses: {temperature: 2}\naugment: [{noise: 0.2}]\n")
     call = ("distill", model, student, out, "--data", samples, "--recipe", recipe)
     assert run(*call).exit_code == 0
     stored = {e.key: e.value for e in onnx.load(out).metadata_props}
     made = json.loads(stored["onnxslim_tk.recipe"])["distill"]
+    assert made["seed"] == 7
     assert made["losses"]["temperature"] == 2
     assert made["augment"][0]["noise"]["deviation"] == 0.2
     recipe.write_text("augment: [blur]\n")

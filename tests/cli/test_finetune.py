@@ -149,6 +149,11 @@ def test_wrong_usage_is_told(run: Run, model: Path, samples: Path, tmp_path: Pat
         result = run("finetune", model, out, "--data", samples, *options)
         assert result.exit_code == 1
         assert words in " ".join(result.stderr.split())
+    recipe = tmp_path / "training.yaml"
+    recipe.write_text("losses: {hard: mse}\n")
+    result = run("finetune", model, out, "--data", samples, "--recipe", recipe)
+    assert result.exit_code == 1
+    assert "losses in a recipe are what a teacher teaches" in " ".join(result.stderr.split())
     unlabelled = tmp_path / "unlabelled.npz"
     np.savez(unlabelled, x=np.load(samples)["x"])
     result = run("finetune", model, out, "--data", unlabelled)

@@ -118,3 +118,10 @@ def test_results_never_take_their_source_s_place(run: Run, models: Path) -> None
     found = run("optimize", models / "a.onnx", models / "broken.onnx", "--out-dir", models)
     assert found.exit_code == 2
     assert "lies where its result would" in found.stderr
+
+
+def test_nor_that_of_another_one(run: Run, models: Path) -> None:
+    out = models / "more"
+    found = run("optimize", models / "b.onnx", out / "b.onnx", "--out-dir", out)
+    assert found.exit_code == 2
+    assert "lies where the result of" in " ".join(found.stderr.split())

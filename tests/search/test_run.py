@@ -21,6 +21,7 @@ from onnxslim_tk.plan.budget import Budget
 from onnxslim_tk.search import Cargo, Effort, Goal, Place, search
 from onnxslim_tk.search.archive import Archive, journal
 from onnxslim_tk.search.evaluate import Evaluation, evaluate
+from onnxslim_tk.search.folder import Folder
 from onnxslim_tk.search.goal import Figures
 from onnxslim_tk.search.run import State
 from tests.search.conftest import RECIPE
@@ -201,6 +202,50 @@ def test_refuses_a_model_without_a_choice(load: Load, tmp_path: Path) -> None:
 def test_refuses_efforts_that_make_no_sense(given: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match="search:"):
         Effort(**given)
+
+
+def test_a_file_that_is_no_journal_stays_as_it_is(tmp_path: Path) -> None:
+    for words in (b"mine\nwithout an end", b"model" * 9):
+        path = tmp_path / "mine"
+        path.write_bytes(words)
+        with pytest.raises(RecipeError, match="no journal of a search"):
+            Archive(str(path), "key", "run", space())
+        assert path.read_bytes() == words
+
+
+def test_files_of_the_user_stay_in_the_folder(load: Load, tmp_path: Path) -> None:
+    mine = [tmp_path / name for name in ("plan-b.json", "plan-notes.txt")]
+    for path in mine:
+        path.write_text("mine")
+    gone = tmp_path / "plan-0123456789ab.onnx"
+    gone.write_text("of an earlier front")
+    Folder(tmp_path, load(), GOAL).write([], Figures(1000, 1.0, 1.0, 1.0, 0.0), 0)
+    assert [path.read_text() for path in mine] == ["mine"] * 2
+    assert not gone.exists()
+
+
+def test_of_equal_plans_the_front_has_the_same_whoever_came_first(
+    load: Load, tmp_path: Path
+) -> None:
+    original = Figures(1000, 1.0, 1.0, 1.0, 0.0)
+    figures = Figures(500, 1.0, 1.0, 1.0, 0.1)
+    found = [Evaluation((k,), figures, f"{k}" * 12) for k in (1, 2)]
+    folder = Folder(tmp_path, load(), GOAL)
+    fronts = [folder.points(known, original) for known in (found, found[::-1])]
+    assert fronts[0] == fronts[1]
+    assert len(fronts[0]) == 1
+
+
+@pytest.mark.parametrize(("strategy", "name"), [("auto", "plotly"), ("gp", "torch")])
+def test_a_missing_library_is_told_before_any_work(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str, name: str
+) -> None:
+    known = [n for n in sys.modules if n == name or n.startswith(f"{name}.")]
+    for module in (*known, name, "plotly.graph_objects" if name == "plotly" else name):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(RecipeError, match=f"{name} is needed"):
+        search(load(), tmp_path / "out", GOAL, effort(2, strategy=strategy))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", ["sqlite:///{}/study.db", "{}/study.journal"])

@@ -73,6 +73,13 @@ def test_a_checkpoint_is_data_and_of_one_run(tmp_path: Path) -> None:
     fit(learner([Term("y")]), *parts(), QUICK, checkpoint=path)
     with pytest.raises(TrainingError, match="another model, other samples"):
         fit(learner([Term("y"), Term("a1")]), *parts(), QUICK, checkpoint=path)
+    path.unlink()
+    learn, choose = parts(labelled=True)
+    fit(learner([Labelled("y")]), learn, choose, QUICK, checkpoint=path)
+    others = Samples(learn.feeds, (np.asarray(learn.labels) + 1) % 3)
+    for given, metric in ((learn, load_metric("accuracy")), (others, None)):
+        with pytest.raises(TrainingError, match="another model, other samples"):
+            fit(learner([Labelled("y")]), given, choose, QUICK, metric=metric, checkpoint=path)
 
 
 def test_the_best_metric_wins_over_the_lowest_loss() -> None:
@@ -123,6 +130,33 @@ def test_samples_that_a_graph_would_mix_are_taken_alone() -> None:
     assert student.joins
     batches = Batches(samples, Objective(student, [Term("y")], [student]))
     assert [batch.rows for batch in batches.of(range(4))] == [(0,), (1,), (2,), (3,)]
+
+
+def test_a_teacher_that_would_mix_samples_keeps_them_apart() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[n, 4] x) => (float[n, 3] y) {
+        m = ReduceMean<axes=[0]>(x)
+        c = Sub(x, m)
+        y = MatMul(c, w)
+    }"""
+    plain = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[n, 4] x) => (float[n, 3] y) { y = MatMul(x, w) }"""
+    student, teacher = (
+        GraphModule(opened(model_of(t, {"w": normal(0, 4, 3)}))) for t in (plain, text)
+    )
+    batches = Batches(
+        Samples([{"x": normal(k, 1, 4)} for k in range(3)]),
+        Objective(student, [Term("y")], [teacher]),
+    )
+    assert [batch.rows for batch in batches.of([0, 1, 0], [0, 0, 1])] == [(0,), (1,), (0,)]
+
+
+def test_a_sample_is_varied_anew_where_a_step_ends_a_turn() -> None:
+    objective = learner([Term("y")])
+    batches = Batches(Samples(FEEDS[:2]), objective, [Noise(0.5)])
+    (batch,) = batches.of([0, 1, 0], [0, 0, 1])
+    assert batch.rows == (0, 1, 0)
+    assert (batch.feed["x"][0] != batch.feed["x"][2]).any()
 
 
 def test_shapes_that_differ_go_into_batches_of_their_own() -> None:

@@ -83,11 +83,23 @@ def test_sequences_are_held_against_labels_of_any_length() -> None:
 def test_labels_that_do_not_fit_are_refused() -> None:
     wrong = [
         ("cross-entropy", torch.zeros(4), "needs labels of the shape"),
-        ("cross-entropy", torch.full((5,), 7), "must be below 7"),
+        ("cross-entropy", torch.full((5,), 7), "0 or more and below 7"),
+        ("cross-entropy", torch.full((5,), -5), "got -5"),
+        ("cross-entropy", torch.full((5,), torch.nan), "got nan"),
         ("mse", torch.zeros(5, 6), "needs labels of the shape"),
+        ("mse", torch.full((5, 7), torch.nan), "finite"),
+        ("bce", torch.full((5, 7), torch.nan), r"in \[0, 1\]"),
         ("bce", torch.full((5, 7), 2.0), r"in \[0, 1\]"),
         ("ctc", torch.zeros(5, 2), "ctc needs an output"),
     ]
     for name, labels, words in wrong:
         with pytest.raises(TrainingError, match=words):
             LABELLED[name](scores(0), labels, "scores")
+    steps = torch.from_numpy(normal(0, 1, 6, 5))
+    for labels, words in (([1, 5], "below 5"), ([1, 0], "1 or more"), ([-1, 2], "at the end")):
+        with pytest.raises(TrainingError, match=words):
+            LABELLED["ctc"](steps, torch.tensor([labels]), "scores")
+
+
+def test_samples_without_any_label_cost_nothing() -> None:
+    assert float(LABELLED["cross-entropy"](scores(0), torch.full((5,), -1), "scores")) == 0

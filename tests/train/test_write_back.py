@@ -270,3 +270,24 @@ def test_scales_of_codes_go_back_as_they_ran(kind: type) -> None:
     feed = {"x": normal(3, 2, 8)}
     found = module(feed)["y"].detach().numpy()
     np.testing.assert_allclose(found, outputs_of(model, feed)["y"], rtol=1e-5, atol=1e-6)
+
+
+def test_constants_of_a_local_function_stay_as_they_are() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17, "own": 1]>
+    g (float[n, 4] x) => (float[n, 3] y) { y = own.shifted(x, w) }
+    <domain: "own", opset_import: ["": 17]>
+    shifted (a, b) => (c) {
+        k = Constant<value = float[3] {1.0, 2.0, 3.0}>()
+        d = MatMul(a, b)
+        c = Add(d, k)
+    }"""
+    proto = parser.parse_model(text)
+    proto.graph.initializer.append(numpy_helper.from_array(normal(0, 4, 3), "w"))
+    model = opened(proto)
+    module = GraphModule(model)
+    assert set(module.ties) == {"w"}
+    shake(module)
+    write_back(module, model)
+    feed = {"x": normal(9, 2, 4)}
+    found = module(feed)["y"].detach().numpy()
+    np.testing.assert_allclose(found, outputs_of(model, feed)["y"], rtol=1e-5)

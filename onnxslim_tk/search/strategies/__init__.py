@@ -33,3 +33,7 @@ STRATEGIES: Final[Mapping[str, type[Strategy]]] = MappingProxyType(
     }
 )
 """Every strategy by the name that ``--strategy`` takes."""
+NEED_TORCH: Final = frozenset(
+    strategy.name for strategy in (GaussianProcess, Reinforcement, Differentiable)
+)
+"""The strategies that can't do without PyTorch."""

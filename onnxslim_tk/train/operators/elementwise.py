@@ -106,6 +106,8 @@ def _root(x: Tensor, root: Callable[[Tensor], Tensor]) -> Tensor:
 
 @ELEMENTWISE.operator("Pow")
 def _pow(node: Node, x: Tensor, y: Tensor) -> Tensor:
+    if y.is_floating_point() and not x.is_floating_point():
+        return torch.pow(x.to(torch.float64), y).to(x.dtype)
     if y.numel() == 1 and not y.requires_grad:
         exponent = y.item()
         if 0 < exponent < 1:

@@ -35,12 +35,17 @@ def _einsum(node: Node, *inputs: Tensor) -> Tensor:
     return torch.einsum(node.get("equation"), *inputs)
 
 
-def _reduction(function: Callable[[Tensor, list[int], bool], Tensor]) -> Rule:
+def _reduction(function: Callable[[Tensor, list[int], bool], Tensor], floats: bool = False) -> Rule:
+    """The rule of a reduction; ``floats`` where PyTorch reduces nothing else."""
+
     def rule(node: Node, x: Tensor, axes: Tensor | None = None) -> Tensor:
+        if floats and not x.is_floating_point():
+            raise node.refuse("integers")
         found = node.ints("axes", axes)
         if not found:
             if node.get("noop_with_empty_axes", 0):
-                return x
+                # No axis goes, but an element is squared, say, all the same.
+                return function(x[..., None], [-1], False)
             found = list(range(x.dim()))
         if not x.dim():
             return function(x.reshape(1), [0], False)
@@ -61,11 +66,11 @@ def _l2(x: Tensor, axes: list[int], keep: bool) -> Tensor:
 
 MATRIX.update(
     ReduceL1=_reduction(lambda x, axes, keep: x.abs().sum(axes, keep)),
-    ReduceL2=_reduction(_l2),
-    ReduceLogSum=_reduction(lambda x, axes, keep: x.sum(axes, keep).log()),
-    ReduceLogSumExp=_reduction(torch.logsumexp),
+    ReduceL2=_reduction(_l2, floats=True),
+    ReduceLogSum=_reduction(lambda x, axes, keep: x.sum(axes, keep).log(), floats=True),
+    ReduceLogSumExp=_reduction(torch.logsumexp, floats=True),
     ReduceMax=_reduction(torch.amax),
-    ReduceMean=_reduction(torch.mean),
+    ReduceMean=_reduction(torch.mean, floats=True),
     ReduceMin=_reduction(torch.amin),
     ReduceProd=_reduction(_product),
     ReduceSum=_reduction(lambda x, axes, keep: x.sum(axes, keep, dtype=x.dtype)),

@@ -22,7 +22,8 @@ def _batch_normalization(
 
 @NORMALIZATION.operator("InstanceNormalization")
 def _instance_normalization(node: Node, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    return F.instance_norm(x, weight=scale, bias=bias, eps=node.get("epsilon", 1e-5))
+    # Groups of one channel: unlike PyTorch's own, they may have a single element.
+    return torch.group_norm(x, x.shape[1], scale, bias, node.get("epsilon", 1e-5))
 
 
 @NORMALIZATION.operator("LayerNormalization")
@@ -74,7 +75,7 @@ def _group_normalization(node: Node, x: Tensor, scale: Tensor, bias: Tensor) -> 
         # One pair of numbers per group, at first.
         width = x.shape[1] // groups
         scale, bias = scale.repeat_interleave(width), bias.repeat_interleave(width)
-    return F.group_norm(x, groups, scale, bias, node.get("epsilon", 1e-5))
+    return torch.group_norm(x, groups, scale, bias, node.get("epsilon", 1e-5))
 
 
 @NORMALIZATION.operator("LpNormalization")

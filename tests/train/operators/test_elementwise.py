@@ -66,6 +66,11 @@ def test_powers_by_a_constant(exponent: float) -> None:
     gradient_is_right("y = Pow(x, e)", {"x": positive(2, 3)}, constants)
 
 
+def test_integers_by_a_power_that_is_none() -> None:
+    x = np.array([2, 3, 4], np.int64)
+    same_as_the_runtime("y = Pow(x, w)", {"x": x}, {"w": np.array(1.5, np.float32)}, 13)
+
+
 def test_integers_are_divided_towards_zero() -> None:
     feeds = {"x": np.array([7, -7, 7, -7]), "w": np.array([2, 2, -2, -2])}
     same_as_the_runtime("y = Div(x, w)", feeds)

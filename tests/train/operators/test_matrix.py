@@ -38,6 +38,17 @@ REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "
 
 
 @pytest.mark.parametrize("name", REDUCTIONS)
+def test_reductions_over_no_axis_still_square_and_such(name: str) -> None:
+    text = f"y = Reduce{name}<noop_with_empty_axes=1>(x)"
+    same_as_the_runtime(text, {"x": positive(2, 3) * (-1 if name == "L1" else 1)}, {}, 18)
+
+
+def test_the_runtime_reduces_integers_that_no_rule_does() -> None:
+    x = np.arange(6, dtype=np.int32).reshape(2, 3)
+    same_as_the_runtime("y = ReduceMean<axes=[1]>(x)", {"x": x}, detached=True)
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
 def test_reductions(name: str) -> None:
     x = {"x": positive(2, 3, 4) + apart(2, 3, 4) ** 2}
     for call in ("<axes=[1]>", "<axes=[-1, 0], keepdims=0>", ""):

@@ -20,6 +20,11 @@ def test_batch_normalization_of_rows() -> None:
     same_as_the_runtime("y = BatchNormalization(x, s, b, m, v)", feeds, constants)
 
 
+def test_a_single_element_is_normalized_too() -> None:
+    feeds = {"x": floats(2, 4, 1, 1), "s": floats(4, seed=1), "b": floats(4, seed=2)}
+    same_as_the_runtime("y = InstanceNormalization(x, s, b)", feeds)
+
+
 def test_instance_normalization() -> None:
     feeds = {"x": floats(2, 3, 4, 5), "s": floats(3, seed=1), "b": floats(3, seed=2)}
     same_as_the_runtime("y = InstanceNormalization(x, s, b)", feeds)

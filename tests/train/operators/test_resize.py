@@ -50,6 +50,22 @@ def test_resizing_before_its_change(mode: str, scale: float) -> None:
         same_as_the_runtime(f"y = {call}(x)", x, opset=8)
 
 
+@pytest.mark.parametrize(
+    ("size", "scale", "settings"),
+    [
+        # Twenty-six and half-way in 32 bits, a little beside both in 64.
+        (10, 2.6, 'coordinate_transformation_mode="asymmetric"'),
+        (7, 2.3, 'coordinate_transformation_mode="half_pixel"'),
+        # As large as before, so that it is copied.
+        (4, 1.23, 'coordinate_transformation_mode="asymmetric", nearest_mode="floor"'),
+    ],
+)
+def test_scales_are_numbers_of_32_bits(size: int, scale: float, settings: str) -> None:
+    scales = np.array([1, 1, 1, scale], np.float32)
+    text = f'y = Resize<mode="nearest", {settings}>(x, "", s)'
+    same_as_the_runtime(text, {"x": floats(1, 1, 1, size)}, {"s": scales}, 19)
+
+
 def test_resizing_of_named_axes() -> None:
     text = 'y = Resize<mode="linear", axes=[3, 2]>(x, "", "", s)'
     same_as_the_runtime(text, {"x": floats(1, 2, 4, 5)}, {"s": ints(7, 3)}, 18)

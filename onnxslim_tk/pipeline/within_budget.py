@@ -1,4 +1,4 @@
-"""The search for the result: what was asked for, then attempts that give up more and more."""
+"""The result within the budget: what was asked for, then attempts that give up more and more."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -46,7 +46,7 @@ class _Judged:
         return all(check.is_clear for check in self.checks)
 
 
-class Search:
+class WithinBudget:
     """Finds the attempt that keeps the budget and gives up least, on the samples for choosing."""
 
     def __init__(self, shop: Workshop) -> None:

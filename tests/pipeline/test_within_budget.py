@@ -13,7 +13,7 @@ from onnxslim_tk.passes import PASSES
 from onnxslim_tk.passes.clean import Clean
 from onnxslim_tk.pipeline import Options, apply, optimize, plan
 from onnxslim_tk.pipeline.run import open_workshop
-from onnxslim_tk.pipeline.search import Search
+from onnxslim_tk.pipeline.within_budget import WithinBudget
 from onnxslim_tk.plan.budget import Budget
 from onnxslim_tk.plan.proposal import Context, Proposal, Refusal
 from onnxslim_tk.plan.recipe import parse_recipe
@@ -133,7 +133,7 @@ def test_what_an_earlier_attempt_began_alike_is_not_looked_at_again(
     )
     options = Options(calibration=samples, budget=Budget(max_size="12%"))
     shop = open_workshop(wide, recipe, options, None)
-    found = Search(shop).best()
+    found = WithinBudget(shop).best()
     assert len(looks) == 1
     alone = open_workshop(wide, recipe, replace(options), None)
     rows = {stage.stage: list(stage.rows) for stage in found.plan.stages}
