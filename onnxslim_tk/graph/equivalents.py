@@ -46,6 +46,11 @@ class Equivalent:
     path: str
     kind: str
 
+    @property
+    def stands(self) -> bool:
+        """Whether its node is still there: another rewrite may have taken it in."""
+        return bool(self.node.outputs)
+
 
 def equivalents(model: Model) -> Iterator[Equivalent]:
     """All rewrites that can be made now, bodies included."""

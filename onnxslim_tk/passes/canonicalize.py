@@ -29,7 +29,7 @@ class Canonicalize:
         """One row per rewrite, with the bytes that it saved on a copy of the model."""
         twin = model.copy()
         for found, names in _named(twin):
-            if context.tuned(self, names) is not None:
+            if found.stands and context.tuned(self, names) is not None:
                 saved = rewrite(twin, found)
                 yield Proposal((names[0],), self.name, found.kind, bytes_saved=saved)
 
@@ -37,7 +37,7 @@ class Canonicalize:
         """Make the chosen rewrites."""
         targets = {row.targets[0] for row in chosen}
         for found, names in _named(model):
-            if names[0] in targets:
+            if found.stands and names[0] in targets:
                 rewrite(model, found)
 
 

@@ -209,6 +209,17 @@ def test_only_what_comes_down_to_one_tensor_goes_into_the_table() -> None:
     }
 
 
+def test_a_gate_that_went_into_the_table_is_not_written_again() -> None:
+    body = (
+        f"{ONE_HOT} m = MatMul(f, w) a = Add(m, three) c = Clip(a, zero, six) "
+        "p = Mul(m, c) y = Div(p, six)"
+    )
+    used = {name: CONSTANTS[name] for name in ("three", "zero", "six")}
+    result, rows = looked_up(body, NUMBERS.astype(np.int64), **used)
+    assert operators(result) == {"Squeeze": 1, "Clip": 1, "Gather": 1}
+    assert len(rows) == 1
+
+
 GELU = (
     "a = Mul(k, x) b = Mul(x, a) c = Mul(b, x) d = Add(x, c) e = Mul(root, d) f = Tanh(e) "
     "h = Add(f, one) i = Mul(half, h) g = Mul(x, i) "
