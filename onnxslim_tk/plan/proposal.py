@@ -60,7 +60,7 @@ class Pass(Protocol):
     """A method: settings as fields, and two verbs.
 
     ``main`` names the field that a bare value in a recipe sets; ``observes`` what it asks
-    of samples.
+    of samples. One may name fields that no layer can have for itself as ``whole``.
     """
 
     name: ClassVar[str]
