@@ -36,6 +36,7 @@ class Blocks:
     name: ClassVar[str] = "blocks"
     main: ClassVar[str] = "max_error"
     observes: ClassVar[frozenset[Observable]] = frozenset()
+    whole: ClassVar[frozenset[str]] = frozenset({"recover"})
 
     max_error: float = 0.05
     recover: bool = True

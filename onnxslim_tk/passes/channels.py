@@ -45,6 +45,9 @@ class Channels:
     name: ClassVar[str] = "channels"
     main: ClassVar[str] = "keep"
     observes: ClassVar[frozenset[Observable]] = frozenset({"covariance"})
+    whole: ClassVar[frozenset[str]] = frozenset(
+        {"macs", "latency", "parameters", "attention", "sequential"}
+    )
 
     keep: float = 0.5
     importance: Literal["obs", "energy", "taylor", "l1", "l2", "random"] = "obs"

@@ -12,7 +12,7 @@ from onnxslim_tk.graph.edit import output_names
 from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.packing import packed_bytes
-from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
+from onnxslim_tk.plan.proposal import LEAST_ERROR, Context, Observable, Proposal, Refusal
 from onnxslim_tk.plan.readers import by_layer, chosen_layers
 from onnxslim_tk.plan.targets import Work
 from onnxslim_tk.recover.bias import moments_of, shift_bytes, shift_means
@@ -169,7 +169,7 @@ def _rows(
                 bytes_saved=saved,
                 macs_saved=found.macs,
                 cost_saved=found.cost,
-                error=found.error,
+                error=max(found.error, LEAST_ERROR),
             )
     if not seen:
         yield Refusal(layer.id, tuned.name, reason)

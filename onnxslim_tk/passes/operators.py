@@ -48,6 +48,7 @@ class Operators:
     name: ClassVar[str] = "operators"
     main: ClassVar[str] = "max_error"
     observes: ClassVar[frozenset[Observable]] = frozenset({"mean", "covariance"})
+    whole: ClassVar[frozenset[str]] = frozenset({"recover"})
 
     max_error: float = 0.01
     kernels: bool = True

@@ -14,7 +14,7 @@ from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.kernels.grouped import grouped_masked_refit
 from onnxslim_tk.packing import packed_bytes
-from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
+from onnxslim_tk.plan.proposal import LEAST_ERROR, Context, Observable, Proposal, Refusal
 from onnxslim_tk.plan.readers import chosen_layers, suited
 from onnxslim_tk.recover.bias import moments_of, shift_bytes, shift_means, shift_outputs
 from onnxslim_tk.recover.in_order import comparable
@@ -209,13 +209,15 @@ def _rows(
             reason = "zeros would not make the packed weight smaller"
             continue
         proposed = True
+        # Nothing is lost where only zeros go.
+        least = LEAST_ERROR if matrix[~mask].any() else 0.0
         yield Proposal(
             (layer.id,),
             tuned.name,
             tuned.pattern or round(tuned.sparsity * factor, 4),
             {"sparsity": 1.0 - int(np.count_nonzero(mask)) / mask.size},
             bytes_saved=saved,
-            error=masked_error(matrix, mask, second, refit),
+            error=max(masked_error(matrix, mask, second, refit), least),
         )
     if not proposed:
         yield Refusal(layer.id, tuned.name, reason)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Final, Literal, Protocol, TypeVar, runtime_checkable
 
 from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.model import Model
@@ -15,6 +15,8 @@ from onnxslim_tk.measure.validate import Progress, silent
 from onnxslim_tk.plan.targets import Target
 
 Observable = Literal["mean", "covariance", "range", "channels"]
+LEAST_ERROR: Final = 1e-12
+"""Of a row that may lose something that samples don't show; 0 says that nothing can be lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Pass(Protocol):
     """A method: settings as fields, and two verbs.
 
     ``main`` names the field that a bare value in a recipe sets; ``observes`` what it asks
-    of samples.
+    of samples. One may name fields that no layer can have for itself as ``whole``.
     """
 
     name: ClassVar[str]

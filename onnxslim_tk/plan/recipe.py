@@ -239,6 +239,9 @@ def _checked(kind: type[Any], value: Any, who: str) -> Any:
         return value is not False
     values = value if isinstance(value, dict) else {kind.main: value}
     method = built(kind, values, who)
+    whole = [name for name in values if name in getattr(kind, "whole", ())]
+    if whole:
+        raise RecipeError(f"{who}: {whole[0]} is for the whole model, not for some layers")
     return {name: getattr(method, name) for name in values}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.probe import Probe
-from onnxslim_tk.plan.proposal import Context, Proposal, Refusal
+from onnxslim_tk.plan.proposal import LEAST_ERROR, Context, Proposal, Refusal
 
 _FEEDS: Final = 12
 
@@ -67,6 +67,5 @@ def bearable(
             continue
         taken = trial
         gone.update(rewrite.row.targets)
-        # An error of 0 would say that nothing can be lost.
-        found[k] = replace(rewrite.row, error=max(errors[k], 1e-12), measured=True)
+        found[k] = replace(rewrite.row, error=max(errors[k], LEAST_ERROR), measured=True)
     yield from (found[k] for k in sorted(found))

@@ -24,7 +24,7 @@ from tests.models import (
     outputs_of,
     to_proto,
 )
-from tests.rows import asked, refusals_of, rows_of, seen
+from tests.rows import IMAGES, asked, refusals_of, rows_of, seen, silent_cnn
 
 FINE = replace(CONTEXT, target=replace(CONTEXT.target, channel_step=4))
 ANY = Factorize(max_error=1.0)
@@ -422,3 +422,11 @@ def test_a_plan_that_does_not_fit_is_refused(details: dict[str, Any], message: s
     row = Proposal(("m1",), "factorize", 0.5, {"kind": "channel", "rank": 4, **details})
     with pytest.raises(RecipeError, match=f"factorize: .*{message}|factorize: {message}"):
         Factorize().apply(opened(mlp()), [row], CONTEXT)
+
+
+def test_a_layer_that_samples_show_nothing_of_may_lose_something() -> None:
+    """An error of 0 would say that the rows change no output at all."""
+    model = opened(silent_cnn())
+    rows = rows_of(model, seen(model, IMAGES, FINE), Factorize(pays="bytes"))
+    assert any("d" in row.targets for row in rows)
+    assert min(row.error for row in rows) > 0

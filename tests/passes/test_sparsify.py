@@ -25,7 +25,7 @@ from tests.models import (
     residual_cnn,
     to_proto,
 )
-from tests.rows import IMAGES, TOKENS, asked, refusals_of, rows_of, seen
+from tests.rows import IMAGES, TOKENS, asked, refusals_of, rows_of, seen, silent_cnn
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 
@@ -331,3 +331,11 @@ def test_a_plan_that_asks_for_more_than_all_is_refused(share: float) -> None:
     message = f"sparsify: sparsity of 'm1' must be in [0, 1], got {share}"
     with pytest.raises(RecipeError, match=re.escape(message)):
         Sparsify().apply(opened(mlp()), [row], CONTEXT)
+
+
+def test_a_layer_that_samples_show_nothing_of_may_lose_something() -> None:
+    """An error of 0 would say that the rows change no output at all."""
+    model = opened(silent_cnn())
+    rows = rows_of(model, seen(model, IMAGES), Sparsify())
+    assert any("d" in row.targets for row in rows)
+    assert min(row.error for row in rows) > 0

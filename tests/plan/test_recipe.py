@@ -186,3 +186,18 @@ def test_reads_files_and_says_what_is_neither_file_nor_preset(tmp_path: Path) ->
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(RecipeError, match="nor a readable file"):
         read_recipe(str(path), METHODS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ("channels: {macs: 0.5}", "macs"),
+        ("channels: {keep: 0.5, attention: size}", "attention"),
+        ("blocks: {recover: false}", "recover"),
+        ("operators: {recover: false}", "recover"),
+    ],
+)
+def test_what_counts_for_the_whole_model_is_no_setting_of_layers(settings: str, name: str) -> None:
+    text = f"stages: {{s: [channels]}}\nlayers: {{'c*': {{{settings}}}}}"
+    with pytest.raises(RecipeError, match=f"{name} is for the whole model, not for some layers"):
+        parse_recipe(text, "r.yaml", PASSES)
