@@ -99,16 +99,16 @@ def joins_well(module: GraphModule, feeds: Sequence[Mapping[str, Any]]) -> bool:
     """
     if len(feeds) < 2:
         return False
-    feeds = [feeds[k] for k in (0, 1)]
-    shapes = [[np.shape(value) for value in feed.values()] for feed in feeds]
+    pair = [feeds[0], feeds[1]]
+    shapes = [[np.shape(value) for value in feed.values()] for feed in pair]
     if shapes[0] != shapes[1]:
         # Of other shape than its neighbour: the same twice tells too.
-        feeds[1] = feeds[0]
-    names = module.inputs if len(module.inputs) > 1 else tuple(feeds[0])
-    joined = {name: np.concatenate([np.asarray(feed[name]) for feed in feeds]) for name in names}
+        pair[1] = pair[0]
+    names = module.inputs if len(module.inputs) > 1 else tuple(pair[0])
+    joined = {name: np.concatenate([np.asarray(feed[name]) for feed in pair]) for name in names}
     try:
         with torch.no_grad():
-            *alone, together = [module(module.named(feed)) for feed in (*feeds, joined)]
+            *alone, together = [module(module.named(feed)) for feed in (*pair, joined)]
     except TrainingError:
         return False
     for name, value in together.items():
