@@ -1,6 +1,6 @@
 """Moments of layer inputs in two models side by side: one that lost something, and what it was."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,16 +36,20 @@ class PairedMoments:
 
 
 def observe_pairs(
-    model: Model, reference: Model, wanted: Sequence[Layer], feeds: Sequence[Feed], seed: int
+    model: Model,
+    reference: Iterable[Mapping[str, Array]],
+    wanted: Sequence[Layer],
+    feeds: Sequence[Feed],
+    seed: int,
 ) -> dict[str, PairedMoments]:
-    """Run ``feeds`` through both models; moments of the inputs of the layers ``wanted``, by id.
+    """Run ``feeds`` through ``model``; moments of the inputs of the layers ``wanted``, by id.
 
-    Tensors are found by name in both. A layer whose input is not there, is not finite, or has
-    another shape in the reference has none.
+    ``reference`` gives what the same tensors hold in the reference, by name, for each feed. A layer
+    whose input is not finite, or has another shape in the reference, has none.
     """
     jobs = [_Pair(layer, len(feeds), seed + k) for k, layer in enumerate(wanted)]
     names = list(dict.fromkeys(job.layer.input.name for job in jobs))
-    both = zip(fetch(model, names, feeds), fetch(reference, names, feeds), strict=True)
+    both = zip(fetch(model, names, feeds), reference, strict=True)
     for feed, (values, before) in zip(feeds, both, strict=True):
         real = real_steps(feed)
         for job in jobs:

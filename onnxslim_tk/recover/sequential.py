@@ -1,6 +1,7 @@
 """Layer after layer: each makes up for what those before it have lost."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +11,16 @@ from onnxslim_tk.graph.model import Model
 from onnxslim_tk.graph.order import ordered
 from onnxslim_tk.kernels.least_squares import compensated, shrinkage
 from onnxslim_tk.measure.moments import Moments
+from onnxslim_tk.measure.observe import fetch
 from onnxslim_tk.measure.paired import PairedMoments, observe_pairs
 from onnxslim_tk.measure.runtime import Feed
 from onnxslim_tk.plan.proposal import Context
 from onnxslim_tk.recover.bias import moments_of
 
+Array = NDArray[Any]
 Floats = NDArray[np.float64]
+# Bytes of activations of the reference that are kept for several layers.
+_HELD: Final = 1 << 29
 _LEAST_DAMPING = 0.01
 # Rows of one sample resemble each other, and what was lost is hardly more than noise to them: with
 # 3, as for rounding, efficientnet-lite0 came 1 dB less near on other samples.
@@ -43,9 +48,30 @@ def in_turn(
     readers: dict[str, list[Layer]] = {}
     for layer in sorted(wanted, key=lambda layer: place[id(layer.node)]):
         readers.setdefault(layer.input.name, []).append(layer)
-    for group in readers.values():
-        found = observe_pairs(model, reference, group, feeds, seed)
-        yield from ((layer, found[layer.id]) for layer in group if layer.id in found)
+    for groups, seen in _seen(reference, list(readers.values()), feeds):
+        for group in groups:
+            found = observe_pairs(model, seen, group, feeds, seed)
+            yield from ((layer, found[layer.id]) for layer in group if layer.id in found)
+
+
+def _seen(
+    reference: Model, groups: Sequence[list[Layer]], feeds: Sequence[Feed]
+) -> Iterator[tuple[list[list[Layer]], Iterable[Mapping[str, Array]]]]:
+    """Some groups of layers at a time, and what they read in the reference for each feed.
+
+    As many as can be held, for one run of the reference; a group that is larger is seen feed by
+    feed.
+    """
+    first = next(iter(fetch(reference, [group[0].input.name for group in groups], feeds[:1])), {})
+    waiting = list(groups)
+    while waiting:
+        some, room = [waiting.pop(0)], _HELD
+        room -= first[some[0][0].input.name].nbytes * len(feeds)
+        while waiting and room >= (size := first[waiting[0][0].input.name].nbytes * len(feeds)):
+            some.append(waiting.pop(0))
+            room -= size
+        found = fetch(reference, [group[0].input.name for group in some], feeds)
+        yield some, list(found) if len(some) > 1 else found
 
 
 def compensating(matrix: Floats, pair: PairedMoments, centred: bool) -> Floats:

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,9 @@ from numpy.typing import NDArray
 from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.measure.observe import fetch
-from onnxslim_tk.measure.paired import observe_pairs
+from onnxslim_tk.measure.paired import PairedMoments, observe_pairs
 from onnxslim_tk.measure.rows import input_rows
+from onnxslim_tk.measure.runtime import Feed
 from tests.models import model_of, normal, opened
 
 Array = NDArray[Any]
@@ -25,12 +27,20 @@ def two_layers(seed: int) -> Model:
     )
 
 
+def pairs(
+    model: Model, reference: Model, feeds: Sequence[Feed], seed: int = 0
+) -> dict[str, PairedMoments]:
+    wanted = list(layers(model))
+    before = fetch(reference, [layer.input.name for layer in wanted], feeds)
+    return observe_pairs(model, before, wanted, feeds, seed)
+
+
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_moments_are_those_of_the_same_rows_in_both(offset: float) -> None:
     model, reference = two_layers(1), two_layers(5)
     feeds = [{"x": offset + normal(k, 2, 4, 6, 6)} for k in range(3)]
     wanted = list(layers(model))
-    found = observe_pairs(model, reference, wanted, feeds, 0)
+    found = pairs(model, reference, feeds)
     assert set(found) == {"c", "y"}
     for layer in wanted:
         rows = []
@@ -52,7 +62,7 @@ def test_moments_are_those_of_the_same_rows_in_both(offset: float) -> None:
 def test_a_model_beside_itself_has_lost_nothing() -> None:
     model = two_layers(1)
     feeds = [{"x": normal(k, 40, 4, 6, 6)} for k in range(8)]
-    for pair in observe_pairs(model, model, list(layers(model)), feeds, 3).values():
+    for pair in pairs(model, model, feeds, 3).values():
         assert pair.count < 8 * 40 * 36, "rows are drawn"
         np.testing.assert_allclose(pair.mean, pair.reference, rtol=1e-12)
         assert not pair.lost.any()
@@ -61,6 +71,6 @@ def test_a_model_beside_itself_has_lost_nothing() -> None:
 def test_what_is_not_finite_in_one_of_them_is_not_counted() -> None:
     model = two_layers(1)
     feeds = [{"x": normal(0, 2, 4, 6, 6)}, {"x": np.full((2, 4, 6, 6), np.nan, np.float32)}]
-    found = observe_pairs(model, two_layers(5), list(layers(model)), feeds, 0)
+    found = pairs(model, two_layers(5), feeds)
     assert {pair.count for pair in found.values()} == {2 * 36}
-    assert observe_pairs(model, model, list(layers(model)), feeds[1:], 0) == {}
+    assert pairs(model, model, feeds[1:]) == {}

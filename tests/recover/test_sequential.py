@@ -1,7 +1,11 @@
 import numpy as np
+import pytest
 
 from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.model import Model
+from onnxslim_tk.measure.observe import fetch
+from onnxslim_tk.measure.paired import observe_pairs
+from onnxslim_tk.recover import sequential
 from onnxslim_tk.recover.sequential import compensating, in_turn, lost_means
 from tests.models import model_of, normal, opened
 from tests.rows import TOKENS
@@ -37,6 +41,21 @@ def test_a_layer_is_seen_behind_what_has_become_of_those_before_it() -> None:
             np.testing.assert_allclose(pair.mean, 2 * pair.reference, rtol=1e-5)
             np.testing.assert_allclose(pair.second, -2 * pair.lost, rtol=1e-4, atol=1e-4)
     assert seen == ["a", "c", "b"]
+
+
+@pytest.mark.parametrize("room", [0, 40_000, 1 << 29])
+def test_the_reference_tells_the_same_whatever_is_held_of_it(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sequential, "_HELD", room)
+    feeds = [{"x": normal(k, 100, 32)} for k in range(3)]
+    model = fork(7)
+    for layer, pair in in_turn(model, fork(), list(layers(model)), feeds, 0):
+        (before,) = observe_pairs(
+            model, list(fetch(fork(), [layer.input.name], feeds)), [layer], feeds, 0
+        ).values()
+        np.testing.assert_allclose(pair.reference, before.reference, rtol=1e-5)
+        np.testing.assert_allclose(pair.second, before.second, rtol=1e-5)
 
 
 def test_a_weight_makes_up_for_inputs_that_have_doubled() -> None:
