@@ -1,8 +1,11 @@
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 
 from onnxslim_tk.measure.runtime import Session
 from onnxslim_tk.passes.canonicalize import Canonicalize
@@ -126,14 +129,14 @@ def test_other_transposed_convolutions_stay(attributes: str, shape: tuple[int, .
 
 
 def looked_up(
-    body: str, feed: np.ndarray, opset: int = 13, rows: int = 5, **constants: object
+    body: str, feed: NDArray[Any], constants: Mapping[str, Any], opset: int = 13
 ) -> tuple[onnx.ModelProto, list[Proposal]]:
     """Rewritten, checked against the model before on numbers that no row has, too."""
     proto = model_of(
         f'<ir_version: 8, opset_import: ["": {opset}]> '
         f"g ({'int32' if feed.dtype == np.int32 else 'int64'}[N, 4, 1] x) => (float[A, B, C] y) "
         f"{{ {body} }}",
-        {"w": normal(1, rows, 3), "count": np.arange(rows, dtype=feed.dtype), **constants},
+        {"w": normal(1, 5, 3), "count": np.arange(5, dtype=feed.dtype), **constants},
     )
     model, context = opened(proto), Context(ONNXRUNTIME_CPU)
     found = [row for row in Canonicalize().propose(model, context) if isinstance(row, Proposal)]
@@ -152,7 +155,7 @@ ONE_HOT = "e = Equal(x, count) f = Cast<to=1>(e) "
 @pytest.mark.parametrize("opset", [12, 13, 18])
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
 def test_a_product_with_one_hot_rows_becomes_a_look_up(dtype: type, opset: int) -> None:
-    result, rows = looked_up(f"{ONE_HOT} y = MatMul(f, w)", NUMBERS.astype(dtype), opset)
+    result, rows = looked_up(f"{ONE_HOT} y = MatMul(f, w)", NUMBERS.astype(dtype), {}, opset)
     assert operators(result) == {"Squeeze": 1, "Clip": 1, "Gather": 1}
     assert [row.targets for row in rows] == [("y",)]
 
@@ -160,7 +163,7 @@ def test_a_product_with_one_hot_rows_becomes_a_look_up(dtype: type, opset: int) 
 def test_one_hot_rows_by_their_own_operator_count_negative_numbers_from_the_end() -> None:
     body = "s = Squeeze(x, last) h = OneHot(s, five, ends) y = MatMul(h, w)"
     constants = {"last": np.array([2]), "five": np.array(5), "ends": np.array([0, 1], np.float32)}
-    result, _ = looked_up(body, NUMBERS.astype(np.int64), **constants)
+    result, _ = looked_up(body, NUMBERS.astype(np.int64), constants)
     assert operators(result)["Gather"] == 1
     assert "OneHot" not in operators(result)
 
@@ -182,19 +185,19 @@ def test_one_hot_rows_by_their_own_operator_count_negative_numbers_from_the_end(
     ],
 )
 def test_what_only_looks_like_one_hot_rows_stays(body: str, constants: dict[str, object]) -> None:
-    result, rows = looked_up(body, NUMBERS.astype(np.int64), **constants)
+    result, rows = looked_up(body, NUMBERS.astype(np.int64), constants)
     assert rows == []
     assert operators(result)["MatMul"] == 1
 
 
 def test_the_table_holds_what_is_done_to_each_of_its_rows() -> None:
     body = f"{ONE_HOT} m = MatMul(f, w) a = Add(m, b) t = Tanh(a) d = Mul(a, t) y = Relu(d)"
-    result, rows = looked_up(body, NUMBERS.astype(np.int64), b=normal(2, 1, 1, 3))
+    result, rows = looked_up(body, NUMBERS.astype(np.int64), {"b": normal(2, 1, 1, 3)})
     assert operators(result) == {"Squeeze": 1, "Clip": 1, "Gather": 1}
     assert len(rows) == 1
     body = "s = Clip(x, none, four) q = Squeeze(s, last) g = Gather(w, q) a = Add(b, g) y = Tanh(a)"
     constants = {"none": np.array(0), "four": np.array(4), "last": np.array([2])}
-    result, rows = looked_up(body, NUMBERS.astype(np.int64), b=normal(2, 3), **constants)
+    result, rows = looked_up(body, NUMBERS.astype(np.int64), {"b": normal(2, 3), **constants})
     assert operators(result) == {"Clip": 1, "Squeeze": 1, "Gather": 1}
     assert [row.setting for row in rows] == ["rows of a table"]
 
@@ -202,7 +205,7 @@ def test_the_table_holds_what_is_done_to_each_of_its_rows() -> None:
 def test_only_what_comes_down_to_one_tensor_goes_into_the_table() -> None:
     body = f"{ONE_HOT} m = MatMul(f, w) t = Tanh(m) r = Relu(m) p = Mul(t, late) y = Add(p, r)"
     late = normal(3, 4, 1)
-    result, _ = looked_up(body, NUMBERS.astype(np.int64), late=late)
+    result, _ = looked_up(body, NUMBERS.astype(np.int64), {"late": late})
     assert operators(result) == {
         **{"Squeeze": 1, "Clip": 1, "Gather": 1, "Tanh": 1},
         **{"Relu": 1, "Mul": 1, "Add": 1},
@@ -215,7 +218,7 @@ def test_a_gate_that_went_into_the_table_is_not_written_again() -> None:
         "p = Mul(m, c) y = Div(p, six)"
     )
     used = {name: CONSTANTS[name] for name in ("three", "zero", "six")}
-    result, rows = looked_up(body, NUMBERS.astype(np.int64), **used)
+    result, rows = looked_up(body, NUMBERS.astype(np.int64), used)
     assert operators(result) == {"Squeeze": 1, "Clip": 1, "Gather": 1}
     assert len(rows) == 1
 
