@@ -108,14 +108,14 @@ class Fusion:
         if site.weight is None or (site.node.op == "Gemm" and not site.is_plain):
             return False
         holder, bias = site.node, site.bias()
-        reader = self._reader(holder, site.graph)
+        reader = site.reader(holder, self._outputs)
         if site.node.op == "MatMul" and reader is not None and reader.op == "Add":
             # The bias of a MatMul stands in an Add, which stays; what follows goes into both.
             found = self._affine(site, reader, holder.outputs[0])
             if found is None:
                 return False
             holder, bias = reader, found.shift
-            reader = self._reader(holder, site.graph)
+            reader = site.reader(holder, self._outputs)
         found = None if reader is None else self._affine(site, reader, holder.outputs[0])
         if reader is None or found is None or bias is None:
             return False
@@ -150,10 +150,10 @@ class Fusion:
         """
         if site.weight is None or site.node.op not in ("Conv", "ConvTranspose"):
             return False
-        relu, bias = self._reader(site.node, site.graph), site.bias()
+        relu, bias = site.reader(site.node, self._outputs), site.bias()
         if relu is None or relu.op != "Relu" or bias is None or not self._is_own(site.weight):
             return False
-        reader = self._reader(relu, site.graph)
+        reader = site.reader(relu, self._outputs)
         found = None if reader is None else self._affine(site, reader, relu.outputs[0])
         if reader is None or found is None or not (found.factor > 0).all():
             return False
@@ -173,12 +173,6 @@ class Fusion:
         take_over(self._model, relu, reader, site.graph, site.path)
         self._record(site, name, operator, before - bytes_of([site.node, relu]))
         return True
-
-    def _reader(self, node: Node, graph: Graph) -> Node | None:
-        """The only reader of what ``node`` gives, if it stands in the same graph."""
-        reader = sole_reader(node.outputs[0], self._outputs)
-        known = reader is not None and reader.domain in STANDARD_DOMAINS
-        return reader if known and any(reader is other for other in graph.nodes) else None
 
     def _affine(self, site: Site, node: Node, source: Tensor) -> Affine | None:
         """``node`` behind ``site`` as a map of its channels."""

@@ -59,7 +59,7 @@ def one_hot_of(product: Node, types: Types, opset: int) -> OneHot | None:
     if not is_constant(table) or table.dtype != np.float32 or len(table.shape) != 2:
         return None
     if maker is not None and maker.op == "Cast" and _to_float(maker.attrs.get("to")):
-        maker = producer(maker.inputs[0])
+        maker = producer(maker.inputs[0]) if maker.domain in STANDARD_DOMAINS else None
     if maker is None or maker.domain not in STANDARD_DOMAINS:
         return None
     reads = {"Equal": _compared, "OneHot": _encoded}.get(maker.op)

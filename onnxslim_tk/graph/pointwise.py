@@ -25,9 +25,12 @@ POINTWISE: Final = (
 """Operators that make each value of one value, or of two in the same place."""
 
 _FAILURES: Final = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
-_ROUNDING: Final = 1e-7
-_SPAN: Final = 64.0
+# Of 64 bits, in which functions are looked at; one of large terms loses some digits.
+_ROUNDING: Final = 1e-13
+_DECADES: Final = 6
+_NEAR: Final = 64.0
 _STEPS: Final = 1 << 15
+_LARGEST: Final = 1e4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,23 +127,30 @@ def constants_of(node: Node) -> list[Array]:
 def course(spelled: Spelled, opset: int) -> Course | None:
     """Whether a function of single numbers only rises, only falls, or falls and then rises.
 
-    As far as float32 tells; None for every other, and where it isn't finite.
+    As far as numbers up to a million tell; None for every other, and where it isn't finite.
     """
-    numbers = [abs(float(v)) for n in spelled.nodes for c in constants_of(n) for v in c.ravel()]
-    span = max(_SPAN, 4 * max((n for n in numbers if np.isfinite(n)), default=0.0))
-    wide, near = np.linspace(-span, span, _STEPS + 1), np.linspace(-8.0, 8.0, _STEPS + 1)
-    at = np.unique(np.concatenate([wide, near]))
+    numbers = [np.abs(values).max(initial=0) for n in spelled.nodes for values in constants_of(n)]
+    if not max(numbers, default=0) <= _LARGEST:
+        return None
+    far = np.logspace(-_DECADES, _DECADES, _STEPS)
+    near = np.linspace(-_NEAR, _NEAR, _STEPS + 1)
+    at = np.unique(np.concatenate([-far, near, far]))
     values = spelled.values(at, opset, lambda held: held.reshape(()))
     if values is None or not np.isfinite(values).all():
         return None
-    steps, slack = np.diff(values), _ROUNDING * (1 + np.abs(values[1:]))
-    if (steps >= -slack).all():
-        return "rising"
-    if (steps <= slack).all():
-        return "falling"
+    slack = _ROUNDING * (np.abs(values) + np.abs(at))
     lowest = int(values.argmin())
-    valley = (steps[:lowest] <= slack[:lowest]).all() and (steps[lowest:] >= -slack[lowest:]).all()
-    return "valley" if valley else None
+    if _rises(values, slack):
+        return "rising"
+    if _rises(-values, slack):
+        return "falling"
+    falls = _rises(-values[: lowest + 1], slack[: lowest + 1])
+    return "valley" if falls and _rises(values[lowest:], slack[lowest:]) else None
+
+
+def _rises(values: Array, slack: Array) -> bool:
+    """Whether no value lies below one before it: many small steps down add up."""
+    return bool((np.maximum.accumulate(values) - values <= slack).all())
 
 
 def _distinct(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxslim_tk.graph.affine import Affine
-from onnxslim_tk.graph.edit import input_at, is_constant, values_of
+from onnxslim_tk.graph.domains import STANDARD_DOMAINS
+from onnxslim_tk.graph.edit import input_at, is_constant, sole_reader, values_of
 from onnxslim_tk.graph.model import Graph, Node, Tensor
 
 Array = NDArray[Any]
@@ -24,6 +25,15 @@ class Site:
     folded: list[str] = field(default_factory=list)
     operators: list[str] = field(default_factory=list)
     saved: int = 0
+
+    def reader(self, node: Node, outputs: set[str]) -> Node | None:
+        """The only reader of what ``node`` gives, where it is a standard one of the same graph.
+
+        ``outputs`` names what graphs give out.
+        """
+        found = sole_reader(node.outputs[0], outputs)
+        known = found is not None and found.domain in STANDARD_DOMAINS
+        return found if known and any(found is other for other in self.graph.nodes) else None
 
     @property
     def weight(self) -> Tensor | None:

@@ -3,18 +3,16 @@
 import numpy as np
 
 from onnxslim_tk.graph.affine import arithmetic
-from onnxslim_tk.graph.domains import STANDARD_DOMAINS
 from onnxslim_tk.graph.edit import (
     constant,
     input_at,
     is_constant,
     rename_key,
-    sole_reader,
     values_of,
     variable,
 )
 from onnxslim_tk.graph.evaluate import bytes_of
-from onnxslim_tk.graph.model import Graph, Model, Node
+from onnxslim_tk.graph.model import Model, Node
 from onnxslim_tk.graph.site import Site
 
 
@@ -25,9 +23,9 @@ def bring_before_squeeze(model: Model, site: Site, outputs: set[str]) -> bool:
     """
     if site.weight is None or site.node.op not in ("Conv", "ConvTranspose"):
         return False
-    squeeze = _reader(site.node, site.graph, outputs)
+    squeeze = site.reader(site.node, outputs)
     axes = None if squeeze is None or squeeze.op != "Squeeze" else _axes(squeeze)
-    reader = None if squeeze is None else _reader(squeeze, site.graph, outputs)
+    reader = None if squeeze is None else site.reader(squeeze, outputs)
     rank = len(site.weight.shape)
     if squeeze is None or reader is None or axes is None:
         return False
@@ -59,10 +57,3 @@ def _axes(squeeze: Node) -> list[int] | None:
     if not is_constant(given):
         return None
     return [int(axis) for axis in values_of(given).reshape(-1)]
-
-
-def _reader(node: Node, graph: Graph, outputs: set[str]) -> Node | None:
-    """The only reader of what ``node`` gives, if it stands in the same graph."""
-    reader = sole_reader(node.outputs[0], outputs)
-    known = reader is not None and reader.domain in STANDARD_DOMAINS
-    return reader if known and any(reader is other for other in graph.nodes) else None

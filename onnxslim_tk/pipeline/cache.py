@@ -16,7 +16,6 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-import onnxslim_tk
 from onnxslim_tk.errors import OnnxSlimError, RecipeError
 from onnxslim_tk.measure.runtime import Feed
 from onnxslim_tk.writing import replacing
@@ -116,7 +115,7 @@ def digest(feeds: Sequence[Feed]) -> str:
 @cache
 def surroundings() -> str:
     """What results hang on beside model, samples and settings: code, libraries, processor."""
-    root = Path(onnxslim_tk.__file__).parent
+    root = Path(__file__).parents[1]
     code = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         code.update(path.read_bytes())

@@ -62,13 +62,20 @@ def _seen(
     As many as can be held, for one run of the reference; a group that is larger is seen feed by
     feed.
     """
-    first = next(iter(fetch(reference, [group[0].input.name for group in groups], feeds[:1])), {})
-    waiting = list(groups)
+    if not groups:
+        return
+    names = [group[0].input.name for group in groups]
+    (sizes,) = (
+        [values[name].nbytes * len(feeds) for name in names]
+        for values in fetch(reference, names, feeds[:1])
+    )
+    waiting = list(zip(groups, sizes, strict=True))
     while waiting:
-        some, room = [waiting.pop(0)], _HELD
-        room -= first[some[0][0].input.name].nbytes * len(feeds)
-        while waiting and room >= (size := first[waiting[0][0].input.name].nbytes * len(feeds)):
-            some.append(waiting.pop(0))
+        group, size = waiting.pop(0)
+        some, room = [group], _HELD - size
+        while waiting and waiting[0][1] <= room:
+            group, size = waiting.pop(0)
+            some.append(group)
             room -= size
         found = fetch(reference, [group[0].input.name for group in some], feeds)
         yield some, list(found) if len(some) > 1 else found

@@ -237,6 +237,14 @@ PEAKS: dict[str, tuple[str, dict[str, int]]] = {
         "s = Tanh(x) g = Mul(s, one) ",
         {"ReduceMax": 1, "Tanh": 1, "Mul": 1},
     ),
+    "a function whose lowest value lies far out": (
+        "z = Mul(x, tiny) s = Sigmoid(z) g = Mul(x, s) ",
+        {"ReduceMax": 1, "ReduceMin": 1, "Sigmoid": 2, "Mul": 4, "Max": 1},
+    ),
+    "a function that falls by little": (
+        "s = Tanh(x) g = Mul(s, less) ",
+        {"ReduceMin": 1, "Tanh": 1, "Mul": 1},
+    ),
     "a function that falls": (
         "s = Tanh(x) g = Sub(one, s) ",
         {"ReduceMin": 1, "Tanh": 1, "Sub": 1},
@@ -245,7 +253,14 @@ PEAKS: dict[str, tuple[str, dict[str, int]]] = {
 
 
 def peak(function: str, pool: str, opset: int = 13) -> onnx.ModelProto:
-    numbers = {"k": 0.044715, "root": 0.7978846, "one": 1.0, "half": 0.5, "two": 2.0}
+    numbers = {
+        "k": 0.044715,
+        "root": 0.7978846,
+        "one": 1.0,
+        "half": 0.5,
+        "tiny": 1e-3,
+        "less": -1e-6,
+    }
     constants = {name: np.float32(value) for name, value in numbers.items() if name in function}
     given = {"axes": np.array([2])} if "axes)" in pool else {}
     return model_of(
