@@ -20,6 +20,8 @@ _BETTER_DB: Final = 1.0
 _MIXED_DB: Final = 0.3
 # A result that is less near than this takes the first step of growth.
 _NEAR_DB: Final = 18.0
+# What one bit of each weight is worth: so much more than enough is worth looking for a smaller one.
+_BIT_DB: Final = 6.0
 # Sizes that are tried where the asked one does not hold, and the smallest where it does.
 _GROWTH: Final = (1.08, 1.14, 1.22, 1.35, 1.6)
 _FAR_GROWTH: Final = (1.3, 1.6)
@@ -58,10 +60,11 @@ class WithinBudget:
 
         Without samples there is nothing to choose by, and the recipe counts as it stands. Where
         settings trade bytes for error, those asked for and a mix that is as small are tried, and
-        the nearer one taken; a limit given by the user makes it as small as that allows, a limit
-        of size as near as that allows. Where the outputs are not clearly near the original's, the
-        few rows whose error is out of proportion are given up if that brings them nearer. Where
-        the runtime has no kernel for what a method writes, only lossless rows are left.
+        the nearer one taken; one that is nearer than enough is made smaller. A limit given by the
+        user makes it as small as that allows, a limit of size as near as that allows. Where the
+        outputs are not clearly near the original's, the few rows whose error is out of proportion
+        are given up if that brings them nearer. Where the runtime has no kernel for what a method
+        writes, only lossless rows are left.
         """
         try:
             return self._best()
@@ -160,6 +163,9 @@ class WithinBudget:
         if best.holds:
             if self._shop.has_limits:
                 return self._smaller(best)
+            enough = self._shop.budget.enough_db
+            if enough is not None and best.is_clear and best.quality >= enough + _BIT_DB:
+                return self._smaller(best, enough)
             if best.is_clear and best.quality >= _NEAR_DB:
                 return best.attempt
         for steps, growth in enumerate(_GROWTH, start=1):
@@ -181,14 +187,18 @@ class WithinBudget:
                 return judged.attempt
         return self.tidied(before + len(TOLERANCES) + 1)
 
-    def _smaller(self, best: _Judged) -> Attempt:
-        """The smallest that holds, halving the way between one that does and one that doesn't."""
+    def _smaller(self, best: _Judged, least_db: float = -inf) -> Attempt:
+        """The smallest that holds, halving the way between one that does and one that doesn't.
+
+        Nothing less near than ``least_db`` counts.
+        """
         first = best
         low, high = _SMALLEST, 1.0
         for _ in range(_HALVINGS):
             factor = (low + high) / 2
             tried = self._sized(factor, first)
-            if tried.is_clear and len(tried.attempt.data) < len(best.attempt.data):
+            is_near = tried.is_clear and tried.quality >= least_db
+            if is_near and len(tried.attempt.data) < len(best.attempt.data):
                 best, high = tried, factor
             else:
                 low = factor

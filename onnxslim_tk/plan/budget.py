@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isfinite, sqrt
 from types import MappingProxyType
 from typing import Final
@@ -55,7 +55,8 @@ class Budget:
     original; whoever sets it takes the loss that comes of it, and the usual limits don't hold.
     ``max_macs``, ``max_latency`` (by the target's table) and ``max_params`` are shares of the
     original's layers, as text like ``"70%"``: channels are pruned until they are met, and the
-    usual limits don't hold either.
+    usual limits don't hold either. ``enough_db`` is no limit: where settings trade bytes for error,
+    a result much nearer than that, by the signal-to-noise ratio of its outputs, gives up bytes.
     """
 
     max_drop: float | None = None
@@ -66,12 +67,16 @@ class Budget:
     max_macs: str | None = None
     max_latency: str | None = None
     max_params: str | None = None
+    enough_db: float | None = None
 
     def __post_init__(self) -> None:
         if self.max_drop is not None and not (isfinite(self.max_drop) and self.max_drop >= 0):
             raise RecipeError(f"budget: max drop must be 0 or more, got {self.max_drop}")
-        if self.min_sqnr_db is not None and not isfinite(self.min_sqnr_db):
-            raise RecipeError(f"budget: min sqnr db must be finite, got {self.min_sqnr_db}")
+        for name in ("min_sqnr_db", "enough_db"):
+            value = getattr(self, name)
+            if value is not None and not isfinite(value):
+                said = name.replace("_", " ")
+                raise RecipeError(f"budget: {said} must be finite, got {value}")
         for name in ("min_agreement", "min_cosine"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -100,8 +105,8 @@ class Budget:
     @property
     def has_limits(self) -> bool:
         """Whether the user limits the loss, which takes samples to be checked."""
-        free = replace(self, max_size=None, max_macs=None, max_latency=None, max_params=None)
-        return free != Budget()
+        limits = (self.max_drop, self.min_sqnr_db, self.min_agreement, self.min_cosine)
+        return any(limit is not None for limit in limits)
 
     def most_bytes(self, original: int) -> int | None:
         """The largest file in bytes, for an original of so many; None without a limit."""

@@ -43,6 +43,7 @@ PRESETS: Final[Mapping[str, str]] = {
           equalize: [equalize]
           share: [{share: {effort: thorough}}]
           numbers: [quantize, dynamic_int8]
+        budget: {enough_db: 22}
         """,
 }
 _STAGE_KEYS: Final = ("passes", "recover")

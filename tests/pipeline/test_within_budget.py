@@ -107,6 +107,24 @@ def test_a_limit_of_loss_is_used_up(wide: Path, samples: Samples, tmp_path: Path
     assert reached[0] > reached[1] + 0.02
 
 
+def test_a_result_much_nearer_than_enough_gives_up_bytes_and_stays_near(
+    wide: Path, samples: Samples, tmp_path: Path
+) -> None:
+    result, found = tmp_path / "result.onnx", {}
+    for enough in ("null", "12", "90"):
+        text = f"""
+            stages: {{clean: [clean], share: [{{share: 64}}]}}
+            budget: {{enough_db: {enough}}}"""
+        report = optimize(
+            wide, result, parse_recipe(text, "mine", PASSES), Options(calibration=samples)
+        )
+        found[enough] = sizes(wide, result), min(o.sqnr_db for o in outputs_in(report))
+    assert found["90"] == found["null"]
+    assert found["12"][0] < 0.8 * found["null"][0]
+    # Other samples judge than those it was chosen by.
+    assert 10 < found["12"][1] < found["null"][1] - 6
+
+
 def test_the_plan_of_a_mix_gives_its_bytes(wide: Path, samples: Samples, tmp_path: Path) -> None:
     options = Options(calibration=samples, budget=Budget(max_size="14%"))
     first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
