@@ -5,7 +5,9 @@ import struct
 import subprocess
 import tempfile
 import wave
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +21,7 @@ SOUNDS: Final = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
 _PROGRAMS: Final = (0, 4, 11, 19, 24, 25, 40, 42, 56, 68, 71, 73, 52, 65, 60)
 _RATE: Final = 16000
 _FRAMES: Final = 20
-"""Frames taken of each note."""
+"""Frames taken of each note of the test split."""
 _CENTS: Final = np.arange(360) * 20 + 1997.3794084376191
 
 
@@ -38,24 +40,21 @@ class Pitch(Evaluation):
         return lacking if SOUNDS.is_file() else [*lacking, "fluid-soundfont-gm"]
 
     def items(self, count: int, split: Split) -> Items:
-        """Frames ``(1, 1024)`` of 16 kHz with mean 0 and deviation 1, and their pitch in Hz."""
-        rng = np.random.default_rng(18 if split == "calib" else 19)
-        feeds: list[Feed] = []
-        truths: list[float] = []
-        while len(feeds) < count:
-            key, program = int(rng.integers(40, 84)), int(rng.choice(_PROGRAMS))
-            sound = _note(key, program)
-            detune = 2 ** (rng.uniform(-0.5, 0.5) / 12)
-            places = np.arange(0, len(sound) - 2, detune)
-            sound = np.interp(places, np.arange(len(sound)), sound)
-            sound = sound / (np.abs(sound).max() + 1e-9)
-            sound = sound + rng.normal(0, 10 ** rng.uniform(-3, -0.7), len(sound))
-            for start in rng.integers(2000, 15000, _FRAMES):
-                frame = sound[start : start + 1024]
-                frame = (frame - frame.mean()) / (frame.std() + 1e-9)
-                feeds.append({"frames": frame[None].astype(np.float32)})
-                truths.append(440 * 2 ** ((key - 69) / 12) * detune)
-        groups = np.arange(count, dtype=np.int64) // _FRAMES
+        """Frames ``(1, 1024)`` of 16 kHz with mean 0 and deviation 1, and their pitch in Hz.
+
+        Each frame for calibration is of a note of its own, which the test split doesn't play on
+        that instrument.
+        """
+        tested = _sounds(19, _FRAMES)
+        if split == "test":
+            sounds, frames = tested, _FRAMES
+        else:
+            there = {sound.note for sound in islice(tested, -(-self.test_items // _FRAMES))}
+            sounds, frames = (s for s in _sounds(18, 1) if s.note not in there), 1
+        taken = list(islice(sounds, -(-count // frames)))
+        feeds: list[Feed] = [{"frames": frame} for sound in taken for frame in sound.frames]
+        truths = [sound.hertz for sound in taken for _ in sound.frames]
+        groups = np.arange(count, dtype=np.int64) // frames
         return Items(feeds[:count], truths[:count], groups)
 
     def answer(self, run: Run, feed: Feed) -> tuple[int, float]:
@@ -74,6 +73,34 @@ class Pitch(Evaluation):
     def agree(self, original: Sequence[Any], result: Sequence[Any]) -> float:
         """The share of equal bins."""
         return super().agree([best for best, _ in original], [best for best, _ in result])
+
+
+@dataclass(frozen=True, slots=True)
+class _Sound:
+    """A note by its key and its instrument, its pitch once detuned, and frames of it."""
+
+    note: tuple[int, int]
+    hertz: float
+    frames: list[NDArray[np.float32]]
+
+
+def _sounds(seed: int, frames: int) -> Iterator[_Sound]:
+    """Notes without end, each with so many frames."""
+    rng = np.random.default_rng(seed)
+    while True:
+        key, program = int(rng.integers(40, 84)), int(rng.choice(_PROGRAMS))
+        sound = _note(key, program)
+        detune = 2 ** (rng.uniform(-0.5, 0.5) / 12)
+        places = np.arange(0, len(sound) - 2, detune)
+        sound = np.interp(places, np.arange(len(sound)), sound)
+        sound = sound / (np.abs(sound).max() + 1e-9)
+        sound = sound + rng.normal(0, 10 ** rng.uniform(-3, -0.7), len(sound))
+        found = []
+        for start in rng.integers(2000, 15000, frames):
+            frame = sound[start : start + 1024]
+            frame = (frame - frame.mean()) / (frame.std() + 1e-9)
+            found.append(frame[None].astype(np.float32))
+        yield _Sound((key, program), 440 * 2 ** ((key - 69) / 12) * detune, found)
 
 
 def _note(key: int, program: int) -> NDArray[np.float64]:

@@ -66,11 +66,18 @@ def _type_of(tensor: Tensor, types: Types) -> TensorType | None:
 
 
 def _numbers(node: Node, slot: int, attribute: str) -> Array | None:
-    """Integers that older operator sets hold in an attribute and newer ones in an input."""
+    """Integers that older operator sets hold in an attribute and newer ones in an input.
+
+    None for what isn't constant, and for what is no list of numbers.
+    """
     if attribute in node.attrs:
-        return np.asarray(node.attrs[attribute])
-    tensor = input_at(node, slot)
-    return values_of(tensor) if tensor is not None and is_constant(tensor) else None
+        found = np.asarray(node.attrs[attribute])
+    else:
+        tensor = input_at(node, slot)
+        if tensor is None or not is_constant(tensor):
+            return None
+        found = values_of(tensor)
+    return found if found.ndim == 1 else None
 
 
 def _keeps_shape(node: Node, known: TensorType) -> bool:
@@ -97,7 +104,7 @@ def _takes_all(node: Node, known: TensorType | None) -> bool:
         return False
     listed = node.attrs.get("axes", range(len(ends)))
     if axes is not None:
-        if not is_constant(axes):
+        if not is_constant(axes) or values_of(axes).shape != ends.shape:
             return False
         listed = values_of(axes).tolist()
     shape = None if known is None else known.shape

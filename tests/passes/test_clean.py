@@ -143,6 +143,23 @@ def test_keeps_what_changes_something(body: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "body",
+    ["a = Slice(x, one, end) y = Neg(a)", "a = Slice(x, many, ends, axes) y = Neg(a)"],
+)
+def test_leaves_alone_a_slice_whose_numbers_are_no_lists(body: str) -> None:
+    untouched(
+        with_constants(
+            graph(body),
+            one=np.int64(0),
+            end=np.int64(2**31),
+            many=np.zeros(1, np.int64),
+            ends=np.array([2**31]),
+            axes=np.zeros((1, 1), np.int64),
+        )
+    )
+
+
 def test_keeps_a_dropout_that_trains_or_whose_mask_is_given_out() -> None:
     text = """<ir_version: 8, opset_import: ["": 17]>
     g (float[N, 3] x, bool t) => (float[N, 3] y, bool[N, 3] m) {
