@@ -18,9 +18,9 @@ from onnxslim_tk.kernels.codebook import (
     vector_codebook,
 )
 from onnxslim_tk.kernels.grouped import feedback_variances
-from onnxslim_tk.kernels.least_squares import shrinkage
 from onnxslim_tk.kernels.rounding import symmetric_scales
 from onnxslim_tk.measure.moments import Moments
+from onnxslim_tk.recover.damping import damping_for
 from onnxslim_tk.recover.feedback import Codebook, Feedback, per_row_of, refitted_scales
 
 Array = NDArray[Any]
@@ -28,9 +28,6 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Effort = Literal["quick", "normal", "thorough"]
 _PRUNED: Final = 0.05
-_LEAST_DAMPING: Final = 0.01
-# Rows of one sample resemble each other: they count for a third of independent ones.
-_ALIKE: Final = 3.0
 # Moments are summed in float32: a direction below this share of all energy is rounding noise.
 _NOISE: Final = 1e-6
 _ROUNDS: Final = {"quick": 0, "normal": 1, "thorough": 4}
@@ -206,9 +203,7 @@ class CodebookFit:
     @cached_property
     def _damping(self) -> float:
         assert self._second is not None
-        some = self._second[:: max(1, len(self._second) // 16)]
-        need = _ALIKE * float(np.mean([shrinkage(c, self._count) for c in some]))
-        return max(_LEAST_DAMPING, need)
+        return damping_for(self._second, self._count)
 
     @cached_property
     def _variances(self) -> Floats:

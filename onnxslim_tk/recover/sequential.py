@@ -9,19 +9,19 @@ from numpy.typing import NDArray
 from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.graph.order import ordered
-from onnxslim_tk.kernels.least_squares import compensated, shrinkage
+from onnxslim_tk.kernels.least_squares import compensated
 from onnxslim_tk.measure.moments import Moments
 from onnxslim_tk.measure.observe import fetch
 from onnxslim_tk.measure.paired import PairedMoments, observe_pairs
 from onnxslim_tk.measure.runtime import Feed
 from onnxslim_tk.plan.proposal import Context
 from onnxslim_tk.recover.bias import moments_of
+from onnxslim_tk.recover.damping import damping_for
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 # Bytes of activations of the reference that are kept for several layers.
 _HELD: Final = 1 << 29
-_LEAST_DAMPING = 0.01
 # Rows of one sample resemble each other, and what was lost is hardly more than noise to them: with
 # 3, as for rounding, efficientnet-lite0 came 1 dB less near on other samples.
 _ALIKE = 10.0
@@ -92,7 +92,9 @@ def compensating(matrix: Floats, pair: PairedMoments, centred: bool) -> Floats:
         second = second - np.einsum("gi,gj->gij", pair.mean, pair.mean)
         lost = lost - np.einsum("gi,gj->gij", pair.reference - pair.mean, pair.mean)
     parts = zip(matrix, second, lost, strict=True)
-    return np.stack([compensated(w, g, c, _damping(g, pair.count)) for w, g, c in parts])
+    return np.stack(
+        [compensated(w, g, c, damping_for(g[None], pair.count, _ALIKE)) for w, g, c in parts]
+    )
 
 
 def lost_means(before: Floats, after: Floats, pair: PairedMoments) -> Floats:
@@ -104,7 +106,3 @@ def lost_means(before: Floats, after: Floats, pair: PairedMoments) -> Floats:
 def moments_in(pair: PairedMoments) -> Moments:
     """Moments of what the layer reads now."""
     return Moments(pair.count, pair.mean, pair.second)
-
-
-def _damping(second: Floats, count: int) -> float:
-    return max(_LEAST_DAMPING, _ALIKE * shrinkage(second, count))
