@@ -162,8 +162,9 @@ def _opened(proto: onnx.ModelProto, weights: Weights) -> tuple[Graph, Notes]:
     graph.functions = []
     for _, body in bodies(graph):
         for tensor in body.tensors().values():
-            # Its exporter knows no maps and optionals; the notes bring the types back.
-            if isinstance(tensor, gs.Variable) and tensor.type not in (None, "tensor_type"):
+            # Its exporter knows no maps and optionals, and no sizes of what has no type; the notes
+            # bring the types back.
+            if isinstance(tensor, gs.Variable) and tensor.type != "tensor_type":
                 tensor.dtype = tensor.shape = None
             if isinstance(tensor, gs.Constant):
                 _share(tensor, weights)

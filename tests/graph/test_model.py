@@ -99,6 +99,17 @@ def test_keeps_inputs_and_outputs_that_are_no_tensors() -> None:
         assert back.graph.output[0].type == kind
 
 
+def test_keeps_a_body_whose_output_has_a_type_that_says_nothing() -> None:
+    proto = model_of(CHOICE, WEIGHTS)
+    choice = next(node for node in proto.graph.node if node.op_type == "If")
+    kind = onnx.TypeProto(denotation="")
+    for attribute in choice.attribute:
+        attribute.g.output[0].type.CopyFrom(kind)
+    back = round_trip(proto)
+    choice = next(node for node in back.graph.node if node.op_type == "If")
+    assert [attribute.g.output[0].type for attribute in choice.attribute] == [kind, kind]
+
+
 def test_keeps_attributes_that_the_graph_library_drops() -> None:
     kind = helper.make_tensor_type_proto(TensorProto.FLOAT, [2])
     node = helper.make_node("Odd", ["x"], ["y"], domain="vendor", type=kind, name="n", k=3)
