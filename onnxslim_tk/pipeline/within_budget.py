@@ -27,6 +27,8 @@ _GROWTH: Final = (1.08, 1.14, 1.22, 1.35, 1.6)
 _FAR_GROWTH: Final = (1.3, 1.6)
 _SMALLEST: Final = 0.3
 _HALVINGS: Final = 4
+# What nobody asked for is looked for less closely: each try costs a whole attempt.
+_HALVINGS_UNASKED: Final = 2
 _SIZE_ROUNDS: Final = 4
 _LIMIT_ROUNDS: Final = 4
 # How far below a limit in bytes is near enough.
@@ -165,7 +167,7 @@ class WithinBudget:
                 return self._smaller(best)
             enough = self._shop.budget.enough_db
             if enough is not None and best.is_clear and best.quality >= enough + _BIT_DB:
-                return self._smaller(best, enough)
+                return self._smaller(best, _HALVINGS_UNASKED, enough)
             if best.is_clear and best.quality >= _NEAR_DB:
                 return best.attempt
         for steps, growth in enumerate(_GROWTH, start=1):
@@ -187,14 +189,14 @@ class WithinBudget:
                 return judged.attempt
         return self.tidied(before + len(TOLERANCES) + 1)
 
-    def _smaller(self, best: _Judged, least_db: float = -inf) -> Attempt:
+    def _smaller(self, best: _Judged, halvings: int = _HALVINGS, least_db: float = -inf) -> Attempt:
         """The smallest that holds, halving the way between one that does and one that doesn't.
 
         Nothing less near than ``least_db`` counts.
         """
         first = best
         low, high = _SMALLEST, 1.0
-        for _ in range(_HALVINGS):
+        for _ in range(halvings):
             factor = (low + high) / 2
             tried = self._sized(factor, first)
             is_near = tried.is_clear and tried.quality >= least_db

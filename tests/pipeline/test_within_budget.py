@@ -120,9 +120,9 @@ def test_a_result_much_nearer_than_enough_gives_up_bytes_and_stays_near(
         )
         found[enough] = sizes(wide, result), min(o.sqnr_db for o in outputs_in(report))
     assert found["90"] == found["null"]
-    assert found["12"][0] < 0.8 * found["null"][0]
+    assert found["12"][0] < 0.9 * found["null"][0]
     # Other samples judge than those it was chosen by.
-    assert 10 < found["12"][1] < found["null"][1] - 6
+    assert 10 < found["12"][1] < found["null"][1] - 3
 
 
 def test_the_plan_of_a_mix_gives_its_bytes(wide: Path, samples: Samples, tmp_path: Path) -> None:
