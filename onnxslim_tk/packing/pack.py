@@ -187,7 +187,8 @@ def _targets(found: list[Scope], opset: int, weights: Weights) -> Iterator[_Targ
     kept = _unpackable(found)
     for scope in found:
         fixed = scope.interface()
-        for tensor in scope.graph.initializer:
+        # Where tensors lie must not matter: those that a model was unpacked to lie last.
+        for tensor in sorted(scope.graph.initializer, key=lambda tensor: tensor.name):
             if tensor.name in fixed or (scope, tensor.name) in kept:
                 continue
             if tensor.data_type not in _TYPES or not weights.holds(tensor):

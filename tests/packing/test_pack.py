@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import numpy_helper
@@ -63,6 +63,15 @@ def test_gives_back_the_same_model(
         max_size=5,
     ),
     st.sampled_from([9, 11, 13, 21]),
+)
+@example(
+    [
+        (np.float32, 1, 0.7, 426),
+        (np.float32, 2, 0.7, 183),
+        (np.float32, 7, 0.0, 340),
+        (np.int8, 7, 0.0, 274),
+    ],
+    11,
 )
 def test_packs_the_same_bytes_again(
     build: Build, drawn: list[tuple[Any, int, float, int]], opset: int
