@@ -12,14 +12,13 @@ from onnxslim_tk.errors import RecipeError
 from onnxslim_tk.graph.edit import output_names
 from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.model import Model
-from onnxslim_tk.kernels.grouped import grouped_damped, grouped_masked_refit
+from onnxslim_tk.kernels.grouped import grouped_masked_refit
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import LEAST_ERROR, Context, Observable, Proposal, Refusal
 from onnxslim_tk.plan.readers import chosen_layers, suited
 from onnxslim_tk.recover.bias import moments_of, shift_bytes, shift_means, shift_outputs
-from onnxslim_tk.recover.damping import damping_for
 from onnxslim_tk.recover.in_order import comparable
-from onnxslim_tk.recover.masks import Masking, Way, masked_error
+from onnxslim_tk.recover.masks import Masking, Seen, Way, masked_error, seen
 from onnxslim_tk.recover.sequential import can_follow, compensating, in_turn, lost_means
 from onnxslim_tk.recover.zeros import Candidate, common_shares, sensitive_shares
 
@@ -27,9 +26,6 @@ Floats = NDArray[np.float64]
 _SMALLEST: Final = 256
 _MILDER: Final = (1.0, 2 / 3, 1 / 3)
 _MOST_BLOCK: Final = 64
-# What the weights that stay make up for holds elsewhere only if many rows show it: with 3, as for
-# rounding, efficientnet-lite0 agreed in 2 points less on photographs it was not made with.
-_ALIKE: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +40,8 @@ class Sparsify:
     that go as they go (``sparsegpt``; Frantar and Alistarh, 2023). ``pattern`` ``"N:M"`` leaves N
     of each M weights along the input channels, whatever ``sparsity`` says; a ``block`` of
     neighbours along them goes or stays as one. ``recover`` refits the weights that stay to the
-    layer's own outputs, by least squares under the covariance of its inputs; with ``sequential``
+    layer's own outputs, by least squares under the covariance of its inputs as far as the samples
+    tell it; with ``sequential``
     one layer after the other, each making up for what those before it have lost.
 
     It saves bytes, not time: onnxruntime multiplies by zeros as by any number.
@@ -116,10 +113,10 @@ class Sparsify:
                 continue
             tuned = context.tuned(self, layer.names) or self
             before = layer.matrix()
-            second = _second(layer, context)
-            mask = tuned.masking.mask(layer, before, shares[layer.id], second)
-            if tuned.recover and second is not None:
-                after = grouped_masked_refit(before, mask, second)
+            inputs = _inputs(layer, context)
+            mask = tuned.masking.mask(layer, before, shares[layer.id], inputs)
+            if tuned.recover and inputs is not None:
+                after = grouped_masked_refit(before, mask, inputs.second)
                 shift_means(model, layer, before, after, context.statistics, outputs)
             else:
                 # A shift of means without a refit does harm: in depth the means drift apart.
@@ -127,11 +124,11 @@ class Sparsify:
             layer.set_dense(model, layer.from_matrix(after))
         for layer, pair in in_turn(model, reference, later, context.feeds, context.seed):
             tuned = context.tuned(self, layer.names) or self
-            before, second = layer.matrix(), _second(layer, context)
+            before, inputs = layer.matrix(), _inputs(layer, context)
             # The mask is that of the row, whatever its layer reads by now.
-            mask = tuned.masking.mask(layer, before, shares[layer.id], second)
+            mask = tuned.masking.mask(layer, before, shares[layer.id], inputs)
             target = compensating(before, pair, centred=False)
-            after = grouped_masked_refit(target, mask, _told(pair.second, pair.count))
+            after = grouped_masked_refit(target, mask, seen(pair.second, pair.count).second)
             layer.set_dense(model, layer.from_matrix(after))
             shift_outputs(model, layer, lost_means(before, after, pair), outputs)
 
@@ -155,17 +152,12 @@ def _pattern(text: str | None) -> tuple[int, int] | None:
     return (keep, of) if 0 < keep < of <= _MOST_BLOCK else None
 
 
-def _second(layer: Layer, context: Context) -> Floats | None:
+def _inputs(layer: Layer, context: Context) -> Seen | None:
     """About zero: means that drift in depth do less harm than about the mean."""
     moments = moments_of(layer, context.statistics)
     if moments is None or moments.second is None:
         return None
-    return _told(moments.second, moments.count)
-
-
-def _told(second: Floats, count: int) -> Floats:
-    """Second moments as far as so many rows tell them, fit to be relied on elsewhere."""
-    return grouped_damped(second, damping_for(second, count, _ALIKE))
+    return seen(moments.second, moments.count)
 
 
 def _shares(
@@ -196,22 +188,22 @@ def _shares(
 
 
 def _candidate(tuned: Sparsify, layer: Layer, context: Context) -> Candidate:
-    return Candidate(layer, tuned.masking, _second(layer, context), tuned.recover)
+    return Candidate(layer, tuned.masking, _inputs(layer, context), tuned.recover)
 
 
 def _rows(
     tuned: Sparsify, layer: Layer, wanted: list[float], context: Context, outputs: set[str]
 ) -> Iterator[Proposal | Refusal]:
     matrix, plain = layer.matrix(), packed_bytes(layer.weight)
-    second = _second(layer, context)
-    refit = tuned.recover and second is not None
+    inputs = _inputs(layer, context)
+    refit = tuned.recover and inputs is not None
     extra = shift_bytes(layer, context.statistics, outputs) if refit else 0
     proposed = False
     reason = "no weight is to go"
     if tuned.scope == "measured" and tuned.sparsity > 0:
         reason = "the model's outputs feel its weights more than those of other layers"
     for share, factor in zip(wanted, _MILDER, strict=False):
-        mask = tuned.masking.mask(layer, matrix, share, second)
+        mask = tuned.masking.mask(layer, matrix, share, inputs)
         if mask.all():
             continue
         pruned = layer.from_matrix(np.where(mask, matrix, 0.0)).astype(np.float32)
@@ -228,7 +220,7 @@ def _rows(
             tuned.pattern or round(tuned.sparsity * factor, 4),
             {"sparsity": 1.0 - int(np.count_nonzero(mask)) / mask.size},
             bytes_saved=saved,
-            error=max(masked_error(matrix, mask, second, refit), least),
+            error=max(masked_error(matrix, mask, inputs, refit), least),
         )
     if not proposed:
         yield Refusal(layer.id, tuned.name, reason)

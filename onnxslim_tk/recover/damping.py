@@ -1,4 +1,4 @@
-"""How far a covariance is damped, by the number of rows that show it."""
+"""How far second moments are to be trusted, by the number of rows that show them."""
 
 from typing import Final
 
@@ -8,16 +8,17 @@ from numpy.typing import NDArray
 from onnxslim_tk.kernels.least_squares import shrinkage
 
 Floats = NDArray[np.float64]
-LEAST: Final = 0.01
+_LEAST: Final = 0.01
 # Rows of one sample resemble each other: they count for a third of independent ones.
 _ALIKE: Final = 3.0
 _GROUPS: Final = 16
 
 
 def damping_for(second: Floats, count: int, alike: float = _ALIKE) -> float:
-    """The damping for second moments ``(groups, inputs, inputs)`` of ``count`` rows.
+    """The damping that second moments ``(groups, inputs, inputs)`` of ``count`` rows need.
 
-    ``alike`` is how many rows count for one independent one.
+    At least 0.01, in units of their mean diagonal. ``alike`` is how many rows count for one
+    independent one (oracle approximating shrinkage; Chen, Wiesel, Eldar and Hero, 2010).
     """
     some = second[:: max(1, len(second) // _GROUPS)]
-    return max(LEAST, alike * float(np.mean([shrinkage(c, count) for c in some])))
+    return max(_LEAST, alike * float(np.mean([shrinkage(c, count) for c in some])))

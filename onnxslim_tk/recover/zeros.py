@@ -15,7 +15,7 @@ from onnxslim_tk.kernels.sparsity import magnitude_threshold
 from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.plan.knapsack import cheapest
 from onnxslim_tk.plan.proposal import Context
-from onnxslim_tk.recover.masks import Masking, masked_error
+from onnxslim_tk.recover.masks import Masking, Seen, masked_error
 
 Floats = NDArray[np.float64]
 # What stays of a layer, over what would stay were all to lose the same share.
@@ -26,25 +26,25 @@ _MOST: Final = 1e6
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """A layer that may lose weights, how they are chosen, and its inputs' covariance."""
+    """A layer that may lose weights, how they are chosen, and what samples show of its inputs."""
 
     layer: Layer
     masking: Masking
-    second: Floats | None
+    inputs: Seen | None
     refit: bool
 
     def error(self, share: float) -> float:
         """Expected relative squared error of the layer's output with ``share`` of zeros."""
         matrix = self.layer.matrix()
-        mask = self.masking.mask(self.layer, matrix, share, self.second)
-        return masked_error(matrix, mask, self.second, self.refit)
+        mask = self.masking.mask(self.layer, matrix, share, self.inputs)
+        return masked_error(matrix, mask, self.inputs, self.refit)
 
     def pruned(self, share: float) -> NDArray[Any]:
         """The layer's weight with ``share`` of zeros."""
         matrix = self.layer.matrix()
-        mask = self.masking.mask(self.layer, matrix, share, self.second)
-        if self.refit and self.second is not None:
-            return self.layer.from_matrix(grouped_masked_refit(matrix, mask, self.second))
+        mask = self.masking.mask(self.layer, matrix, share, self.inputs)
+        if self.refit and self.inputs is not None:
+            return self.layer.from_matrix(grouped_masked_refit(matrix, mask, self.inputs.second))
         return self.layer.from_matrix(np.where(mask, matrix, 0.0))
 
 

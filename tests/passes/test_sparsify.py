@@ -91,6 +91,18 @@ def test_the_error_foretold_is_the_error_of_the_layer() -> None:
         assert 0.6 * row.error < noise <= 1.1 * row.error
 
 
+def test_wanda_goes_by_the_energies_that_few_samples_show() -> None:
+    text = f"{HEAD} g (float[N, 32] x) => (float[N, 40] y) {{ y = MatMul(x, w) }}"
+    loud = np.repeat([100.0, 1.0], 16).astype(np.float32)
+    feed, weight = {"x": normal(5, 6, 32) * loud}, normal(4, 32, 40)
+    weight[:16] *= np.float32(0.1)
+    model = opened(model_of(text, {"w": weight}))
+    pruned(model, Sparsify(0.5, mask="wanda", recover=False), seen(model, feed))
+    (layer,) = layers(model)
+    kept = np.count_nonzero(layer.weight, axis=1)
+    assert kept[:16].min() > kept[16:].max()
+
+
 def test_depthwise_and_grouped_layers_are_refitted_in_their_groups() -> None:
     text = f"""{HEAD} g (float[N, 64, 9, 9] x) => (float[N, 64, 9, 9] y) {{
         c = Conv<group=64, pads=[1, 1, 1, 1]>(x, w1)
