@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnxslim_tk.graph.edit import values_of
 from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.kernels.codebook import storable_scales
-from onnxslim_tk.kernels.rounding import symmetric_scales, to_grid
+from onnxslim_tk.kernels.rounding import WEIGHT_BITS, symmetric_scales, to_grid
 
 Array = NDArray[Any]
 
@@ -40,7 +40,7 @@ class WeightGrids:
     def __len__(self) -> int:
         return len(self._known)
 
-    def of(self, layer: Layer, bits: int = 8) -> WeightGrid:
+    def of(self, layer: Layer, bits: int = WEIGHT_BITS) -> WeightGrid:
         """Int8 values and scales per output channel; values that lie on a grid already stay."""
         if layer.scale is not None:
             values = np.asarray(layer.stored.values)

@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxslim_tk.kernels.cluster import kmeans_1d, kmeans_vectors, nearest
+from onnxslim_tk.kernels.rounding import WEIGHT_BITS, largest_code
 
 Floats = NDArray[np.float64]
-TOP = 127
+TOP = largest_code(WEIGHT_BITS)
 _FACTORS = np.linspace(0.75, 1.3, 12)
 _CHUNK = 1 << 20
 _MOST_VECTORS = 1 << 15
@@ -44,7 +45,7 @@ def vector_codebook(vectors: Floats, clusters: int, seed: int) -> Floats:
 
 
 def on_integers(entries: Floats) -> tuple[Floats, float]:
-    """``entries`` as whole numbers in [-127, 127], doubles dropped, and what 1 stands for."""
+    """``entries`` as whole numbers in [-63, 63], doubles dropped, and what 1 stands for."""
     unit = float(np.abs(entries).max()) / TOP
     if unit == 0.0:
         return np.zeros_like(entries[:1]), 1.0

@@ -6,13 +6,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxslim_tk.kernels.rounding import WEIGHT_BITS, largest_code
+
 Floats = NDArray[np.float64]
 _ALPHAS: Final = (0.25, 0.5, 0.75, 1.0)
 _MOST: Final = 64.0
 # Few samples may not have shown a quiet channel's greatest values: it is taken for louder.
 _QUIETEST: Final = 1 / 16
 _LEVELS: Final = 255
-_STEPS: Final = 127
+_STEPS: Final = largest_code(WEIGHT_BITS)
 
 
 def balancing_factors(peaks: Floats, weights: Sequence[Floats], alpha: float) -> Floats:

@@ -1,7 +1,7 @@
 """Rounding of weight matrices to a grid: scales, codes, and error feedback."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,11 @@ from scipy.linalg.lapack import dtrtri as invert_triangular
 from onnxslim_tk.kernels.least_squares import damped
 
 Floats = NDArray[np.float64]
+WEIGHT_BITS: Final = 7
+"""Bits of int8 weights that no processor gets wrong.
+
+Without VNNI, x86-64 adds two products of uint8 and int8 in 16 bits, which 8 bits overflow.
+"""
 # A grid of few levels wants to clip much more than one of 8 bits.
 _SHRINK = np.linspace(1.0, 0.2, 33)
 # Float64 is for as many values at once as the cache holds; rows that lie as columns are turned
@@ -23,7 +28,7 @@ _CLEARLY = 1 + 1e-6
 
 def symmetric_scales(
     matrix: NDArray[Any],
-    bits: int = 8,
+    bits: int = WEIGHT_BITS,
     search: bool = True,
     weights: NDArray[Any] | None = None,
 ) -> Floats:
@@ -34,7 +39,7 @@ def symmetric_scales(
     ``weights`` ``(d,)`` says how much each column counts. A row of zeros gets the scale 1. Raises
     ValueError unless ``bits`` is in [2, 8].
     """
-    top = _top(bits)
+    top = largest_code(bits)
     values = np.asarray(matrix)
     scales = np.ones(len(values))
     columns = np.ones(values.shape[1]) if weights is None else np.asarray(weights, np.float64)
@@ -55,13 +60,15 @@ def symmetric_scales(
     return scales
 
 
-def to_grid(matrix: NDArray[Any], scales: NDArray[Any], bits: int = 8) -> NDArray[np.int8]:
+def to_grid(
+    matrix: NDArray[Any], scales: NDArray[Any], bits: int = WEIGHT_BITS
+) -> NDArray[np.int8]:
     """Codes ``(n, d)`` of the nearest grid points, clipped to ``+-(2**(bits - 1) - 1)``.
 
     ``matrix`` is ``(n, d)``, ``scales`` ``(n,)`` and positive. Raises ValueError unless ``bits``
     is in [2, 8].
     """
-    top = _top(bits)
+    top = largest_code(bits)
     values, steps = np.asarray(matrix), np.asarray(scales, np.float64)[:, None]
     codes = np.empty_like(values, np.int8)
     rows = max(1, _CHUNK * _BLOCKS // max(values.shape[1], 1))
@@ -108,7 +115,8 @@ def error_feedback(
     return result
 
 
-def _top(bits: int) -> int:
+def largest_code(bits: int) -> int:
+    """The greatest magnitude of a symmetric code; raises ValueError unless bits is in [2, 8]."""
     if not 2 <= bits <= 8:
         raise ValueError(f"bits must be in [2, 8], got {bits}")
     return (1 << (bits - 1)) - 1

@@ -19,6 +19,8 @@ Runner = Callable[[Feed], Mapping[str, NDArray[Any]]]
 """Runs a model: ``Session.run`` is one."""
 
 _GUESS_FROM: Final = 8
+_TIE: Final = 0.01
+"""Share of the range of a row's scores within which two of them say the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,8 @@ class OutputFidelity:
     ``sqnr_db`` is the ratio of signal to noise: 200 for identical outputs, minus infinity when
     the result holds what isn't finite where the original is (``non_finite``). ``cosine`` is the
     mean over samples. ``top1_agreement`` is the share of rows, or of a sequence's steps, with
-    the same best class, ``sequence_agreement`` that of sequences that read the same.
+    the same best class (of rows, also with one that the original holds for as good, within a
+    hundredth of its scores' range), ``sequence_agreement`` that of sequences that read the same.
     ``worst_slice`` is the class or channel with the lowest ratio, and ``collapsed_slices`` have
     gone constant. A sample whose result has another shape counts as zeros, and is counted.
     """
@@ -157,6 +160,8 @@ class _Figures:
             best, other = reference, value
         equal = (best == other) & same_shape
         steps = reference.ndim == 3 and reference.dtype.kind == "f"
+        if reference.dtype.kind == "f" and same_shape and reference.ndim > 0 and not steps:
+            equal |= _as_good(reference, other)
         counted = np.ones(equal.shape, bool)
         if steps and real is not None and real.shape == equal.shape:
             counted = real
@@ -185,6 +190,16 @@ class _Figures:
             max_abs_error=math.inf if self._non_finite else self._largest,
             shape_mismatches=self._mismatches,
         )
+
+
+def _as_good(scores: NDArray[Any], chosen: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether ``scores`` hold the chosen class (-1: none) of each row for as good as their best."""
+    wide = scores.astype(np.float64)
+    best = wide.max(axis=-1)
+    taken = np.take_along_axis(wide, np.maximum(chosen, 0)[..., None], axis=-1)[..., 0]
+    with np.errstate(invalid="ignore"):
+        near = best - taken <= _TIE * (best - wide.min(axis=-1))
+    return np.asarray(near & (chosen >= 0))
 
 
 def compare(

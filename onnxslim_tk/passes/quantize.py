@@ -18,6 +18,7 @@ from onnxslim_tk.graph.sharing import read_alike
 from onnxslim_tk.graph.weight_grid import WeightGrid
 from onnxslim_tk.kernels.least_squares import relative_error
 from onnxslim_tk.kernels.ranges import METHODS, expected_error, mse_range
+from onnxslim_tk.kernels.rounding import WEIGHT_BITS
 from onnxslim_tk.measure.observe import Statistics
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.placement import Placement, place
@@ -50,12 +51,12 @@ class Quantize:
 
     ``activations`` false keeps all arithmetic in float; ``ranges`` is the method that picks the
     grids of activations, ``auto`` the one that suits the operator, or for the tensors that matter
-    most the one that disturbs the model's outputs least; ``weight_bits`` 7 is for CPUs without
-    VNNI, where sums of 8-bit products can saturate (Jacob et al., 2018; Krishnamoorthi, 2018).
+    most the one that disturbs the model's outputs least; ``weight_bits`` 8 is for CPUs with VNNI
+    alone: others saturate sums of 8-bit products (Jacob et al., 2018; Krishnamoorthi, 2018).
     ``bias_correction`` keeps the mean outputs of layers: as expected from the means of their
     inputs, and then as measured in the quantized model, where that brings its outputs closer.
     ``feedback`` rounds weights so that their errors make up for each other on the samples (GPTQ,
-    Frantar et al., 2022), where there are 8 bits; without, each to its nearest value.
+    Frantar et al., 2022); without, each goes to its nearest value.
     ``only_faster`` keeps in float what the target's table says would run slower in integers, with
     the changes of numbers around it; false is for a machine that the table does not describe.
     """
@@ -66,7 +67,7 @@ class Quantize:
 
     activations: bool = True
     ranges: Ranges = "auto"
-    weight_bits: int = 8
+    weight_bits: int = WEIGHT_BITS
     bias_correction: Literal["none", "expected", "measured"] = "measured"
     feedback: bool = True
     only_faster: bool = True
@@ -143,8 +144,8 @@ class Quantize:
     def _grid(self, layer: Layer, context: Context, centred: bool, shared: bool) -> WeightGrid:
         """The weight in int8; one that several layers read stays one."""
         found = None
-        if self.feedback and self.weight_bits == _MOST_BITS and not shared:
-            found = fed_back_grid(layer, context.statistics, centred)
+        if self.feedback and not shared:
+            found = fed_back_grid(layer, context.statistics, centred, self.weight_bits)
         return context.grids.of(layer, self.weight_bits) if found is None else found
 
     def _float_means(

@@ -23,7 +23,7 @@ from onnxslim_tk.recover.bias import (
     shift_means,
     shift_outputs,
 )
-from onnxslim_tk.recover.codebook import INT8, CodebookFit, Effort, is_pruned
+from onnxslim_tk.recover.codebook import CodebookFit, Effort, is_pruned, whole_grid
 from onnxslim_tk.recover.feedback import Codebook
 from onnxslim_tk.recover.sequential import (
     can_follow,
@@ -248,12 +248,12 @@ def _is_unseen(layer: Layer, tuned: Share, context: Context) -> bool:
 
 
 def _details(book: Codebook) -> dict[str, Any]:
-    """A codebook as JSON; no entries stand for all of int8."""
+    """A codebook as JSON; no entries stand for the whole grid."""
     return {"entries": [] if book.unit == 0.0 else book.entries.tolist(), "unit": book.unit}
 
 
 def _book(details: Any) -> Codebook:
     entries, unit = details["entries"], details["unit"]
     if unit == 0.0:
-        return INT8
+        return whole_grid()
     return Codebook(np.asarray(entries, np.float64), None if unit is None else float(unit))

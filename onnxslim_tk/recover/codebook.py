@@ -18,7 +18,7 @@ from onnxslim_tk.kernels.codebook import (
     vector_codebook,
 )
 from onnxslim_tk.kernels.grouped import feedback_variances
-from onnxslim_tk.kernels.rounding import symmetric_scales
+from onnxslim_tk.kernels.rounding import WEIGHT_BITS, largest_code, symmetric_scales
 from onnxslim_tk.measure.moments import Moments
 from onnxslim_tk.recover.damping import damping_for
 from onnxslim_tk.recover.feedback import Codebook, Feedback, per_row_of, refitted_scales
@@ -36,7 +36,10 @@ _ROUNDS: Final = {"quick": 0, "normal": 1, "thorough": 4}
 _ENOUGH: Final = 1 << 19
 
 
-INT8: Final = Codebook(np.arange(-TOP, TOP + 1, dtype=np.float64), 0.0)
+def whole_grid(bits: int = WEIGHT_BITS) -> Codebook:
+    """All values of a symmetric grid of ``bits`` bits, 2 to 8."""
+    top = largest_code(bits)
+    return Codebook(np.arange(-top, top + 1, dtype=np.float64), 0.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,7 +99,7 @@ class CodebookFit:
         Of three entries one is 0.
         """
         if scaled and dimensions == 1 and clusters > 2 * TOP:
-            return INT8
+            return whole_grid()
         rows = self._rows / self._spreads[:, None] if scaled else self._rows
         if dimensions > 1:
             flat = self._from_channels(rows).reshape(-1, dimensions)
@@ -240,7 +243,7 @@ class CodebookFit:
         if book.unit is None:
             return np.ones(len(rows))
         if book.unit == 0.0:
-            return symmetric_scales(rows)
+            return symmetric_scales(rows, int(book.entries[-1]).bit_length() + 1)
         scales = np.where(self._silent[some], 1.0, self._spreads[some] * book.unit)
         if book.entries.ndim > 1:
             # No entry need be all zeros.

@@ -19,7 +19,6 @@ from onnxslim_tk.recover.grid_probe import GridProbe
 from onnxslim_tk.recover.ranges import choose_grids
 
 Floats = NDArray[np.float64]
-_BITS = 8
 
 
 def group_factors(
@@ -99,7 +98,7 @@ def integer_error(
 def _round_weight(model: Model, layer: Layer) -> None:
     weight = np.moveaxis(layer.weight, layer.channel_axis, 0)
     flat = weight.reshape(len(weight), -1).astype(np.float64)
-    scales = symmetric_scales(flat, _BITS)
+    scales = symmetric_scales(flat)
     shape = [-1] + [1] * (weight.ndim - 1)
-    rounded = to_grid(flat, scales, _BITS).reshape(weight.shape) * scales.reshape(shape)
+    rounded = to_grid(flat, scales).reshape(weight.shape) * scales.reshape(shape)
     layer.set_dense(model, np.moveaxis(rounded, 0, layer.channel_axis))

@@ -25,7 +25,7 @@ _MOST_REFIT: Final = 1.6
 class Codebook:
     """Distinct values ``(k,)`` or vectors ``(k, d)`` of a weight.
 
-    ``unit`` None: floats as they are. Otherwise whole numbers in [-127, 127], of which 1 stands
+    ``unit`` None: floats as they are. Otherwise whole numbers in [-63, 63], of which 1 stands
     for ``unit`` times the root mean square of its channel, before scales are searched; a unit of 0
     is the whole int8 grid, with scales that fit each channel's largest weight.
     """

@@ -6,17 +6,20 @@ from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.weight_grid import WeightGrid
 from onnxslim_tk.measure.observe import Statistics
 from onnxslim_tk.recover.bias import moments_of
-from onnxslim_tk.recover.codebook import INT8, CodebookFit
+from onnxslim_tk.recover.codebook import CodebookFit, whole_grid
 
 
-def fed_back_grid(layer: Layer, statistics: Statistics | None, centred: bool) -> WeightGrid | None:
-    """The weight of ``layer`` in int8, rounded with error feedback (GPTQ, Frantar et al., 2022).
+def fed_back_grid(
+    layer: Layer, statistics: Statistics | None, centred: bool, bits: int
+) -> WeightGrid | None:
+    """The weight of ``layer`` in ``bits`` bits, rounded with error feedback.
 
-    None where no covariance of its inputs is known, and where it is no float weight. With
-    ``centred`` errors count about their mean, which a shift of the bias will take off.
+    By GPTQ (Frantar et al., 2022). None where no covariance of its inputs is known, and where it is
+    no float weight. With ``centred`` errors count about their mean, which a shift of the bias will
+    take off.
     """
     moments = moments_of(layer, statistics) if layer.is_dense and not layer.is_half else None
     if moments is None or moments.second is None or not np.isfinite(moments.second).all():
         return None
-    values, scales = CodebookFit(layer, moments, "normal", centred).round(INT8)
+    values, scales = CodebookFit(layer, moments, "normal", centred).round(whole_grid(bits))
     return WeightGrid(values.astype(np.int8), scales)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from torch import nn
 
+from onnxslim_tk.kernels.codebook import TOP
 from onnxslim_tk.packing.inspect import Alphabet, inspect
 from onnxslim_tk.train.operators.elementwise import NARROW_TYPES
 from onnxslim_tk.train.operators.quantized import CODES
@@ -20,7 +21,7 @@ from onnxslim_tk.train.scale import Scale
 Array = NDArray[Any]
 
 _MOST_ENTRIES: Final = 256
-_MOST_INTEGERS: Final = 64
+_MOST_INTEGERS: Final = 2 * TOP + 1
 _WIDTHS: Final = (8, 4, 2)
 _USES: Final = 4
 """How often an entry of a codebook must be used on average: by chance, no value comes twice."""
@@ -80,6 +81,9 @@ class Weight(nn.Module):
     ) -> tuple[Array, Array, Array]:
         """Integers in units of their scale."""
         shift = np.zeros(1) if zero is None else np.asarray(zero, np.float64)
+        if stored.dtype == np.int8 and np.abs(wide).max(initial=0) <= TOP:
+            # What no processor's sums overflow stays so.
+            self.ends = (-TOP, TOP)
         unit = np.asarray(unit, np.float64)
         if book is not None:
             # Entries belong to all channels, so they have one unit and one zero.

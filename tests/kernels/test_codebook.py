@@ -35,11 +35,11 @@ def test_heavy_values_pull_their_entry() -> None:
     assert codebook(values, 2, weights)[0] == pytest.approx(0.75)
 
 
-def test_entries_become_whole_numbers_up_to_the_top_of_int8() -> None:
+def test_entries_become_whole_numbers_up_to_the_top_of_the_grid() -> None:
     entries, unit = on_integers(np.array([-0.5, 0.0, 0.25, 1.0]))
-    assert entries.tolist() == [-64, 0, 32, 127]
-    assert unit == pytest.approx(1 / 127)
-    assert on_integers(np.array([1.0, 1.001, 2.0]))[0].tolist() == [64, 127]
+    assert entries.tolist() == [-32, 0, 16, 63]
+    assert unit == pytest.approx(1 / 63)
+    assert on_integers(np.array([1.0, 1.001, 2.0]))[0].tolist() == [32, 63]
     assert on_integers(np.zeros(3))[1] == 1.0
 
 

@@ -36,7 +36,7 @@ def test_expected_noise_is_that_of_rounding() -> None:
     weight = rng.normal(size=(6, 4))
     peaks, squares = np.abs(values).max(axis=0), (values**2).mean(axis=0)
     step = peaks.max() / 255
-    rows = np.abs(weight).max(axis=1, keepdims=True) / 127
+    rows = np.abs(weight).max(axis=1, keepdims=True) / 63
     found = (np.rint(values / step) * step) @ (np.rint(weight / rows) * rows).T
     real = ((found - values @ weight.T) ** 2).mean(axis=0).sum() / (weight**2 @ squares).sum()
     expected = grid_noise(peaks, squares, [weight], np.ones(4), apart=False)

@@ -90,6 +90,18 @@ def test_counts_rows_with_the_same_best_class() -> None:
     assert judge([(reference, value)]).top1_agreement == 0.5
 
 
+def test_a_choice_that_the_original_holds_for_as_good_is_none_lost() -> None:
+    reference = np.array([[0.0, 0.995, 1.0], [0.0, 0.98, 1.0], [0.495, 0.505, 0.0]], np.float32)
+    other = np.array([[0.0, 1.0, 0.9]] * 2 + [[0.5, 0.4, 0.0]], np.float32)
+    assert judge([(reference[:1], other[:1])]).top1_agreement == 1.0
+    assert judge([(reference[1:], other[1:])]).top1_agreement == 0.0
+    # Of two classes the lesser one is never as good.
+    two = np.array([[0.4999, 0.5001]], np.float32)
+    assert judge([(two, two[:, ::-1])]).top1_agreement == 0.0
+    broken = np.array([[math.nan, 1.0, 0.0]], np.float32)
+    assert judge([(reference[:1], broken)]).top1_agreement == 0.0
+
+
 def test_counts_equal_whole_numbers_and_texts() -> None:
     assert judge([(np.array([1, 2]), np.array([1, 3]))]).top1_agreement == 0.5
     text = [np.array(["a", "b"], dtype=object), np.array(["a", "c"], dtype=object)]

@@ -91,7 +91,7 @@ def test_weights_alone_are_those_of_the_grid_and_run_in_float() -> None:
         steps = np.abs(
             np.moveaxis(layer.weight, layer.channel_axis, 0).reshape(len(by_channel), -1)
         )
-        assert (np.abs(by_channel.reshape(len(by_channel), -1)).mean(1) < steps.max(1) / 254).all()
+        assert (np.abs(by_channel.reshape(len(by_channel), -1)).mean(1) < steps.max(1) / 126).all()
         layer.set_dense(plain, found)
     expected = outputs_of(plain, feeds[0])["y"]
     np.testing.assert_allclose(outputs_of(model, feeds[0])["y"], expected, rtol=1e-5, atol=1e-5)
