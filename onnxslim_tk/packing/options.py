@@ -23,7 +23,7 @@ from onnxslim_tk.packing.tables import Tables
 SMALLEST = 256
 """Below so many bytes no chain pays, and the runtime's checks of constant inputs stay happy."""
 
-_WORTH = 250.0
+_WORTH = 128.0
 """A byte less in the file is worth so many bytes more for a while at load."""
 
 _FREE = 8 << 20

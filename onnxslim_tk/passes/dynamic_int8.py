@@ -29,6 +29,7 @@ from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
 from onnxslim_tk.plan.readers import offered
 from onnxslim_tk.plan.work import layer_work
+from onnxslim_tk.recover.weight_rounding import fed_back_grid
 
 Array = NDArray[Any]
 _KINDS: Final = ("Gemm", "MatMul")
@@ -43,15 +44,18 @@ _USUAL_NOISE: Final = (10.0 / 255.0) ** 2 / 12.0
 class DynamicInt8:
     """Matrix products with int8 weights and inputs quantized to uint8 by their range in each run.
 
-    Needs no samples. Standard operators that onnxruntime fuses into one kernel; convolutions would
-    be slower so. Layers with fewer than ``least_macs`` multiply-accumulates a run would not gain.
+    Needs no samples; ``feedback`` lets those that are there steer the rounding of weights (GPTQ,
+    Frantar et al., 2022). Standard operators that onnxruntime fuses into one kernel; convolutions
+    would be slower so. Layers with fewer than ``least_macs`` multiply-accumulates a run would not
+    gain.
     """
 
     name: ClassVar[str] = "dynamic_int8"
     main: ClassVar[str] = "least_macs"
-    observes: ClassVar[frozenset[Observable]] = frozenset({"range"})
+    observes: ClassVar[frozenset[Observable]] = frozenset({"range", "covariance"})
 
     least_macs: int = 65536
+    feedback: bool = True
 
     def __post_init__(self) -> None:
         if self.least_macs < 0:
@@ -84,8 +88,9 @@ class DynamicInt8:
             if sharers[0].id not in wanted:
                 continue
             by_row = any(layer.kind == "Gather" for layer in sharers)
+            tuned = context.tuned(self, sharers[0].names) or self
             for layer in sharers:
-                grid = context.grids.of(layer)
+                grid = tuned._grid(layer, context, len(sharers) > 1)
                 if layer.kind == "Gather":
                     gather_rows(model, layer, grid)
                     continue
@@ -93,6 +98,13 @@ class DynamicInt8:
                 if key not in quantized:
                     quantized[key] = _quantize(model, layer)
                 _write(model, layer, grid, quantized[key], by_row)
+
+    def _grid(self, layer: Layer, context: Context, shared: bool) -> WeightGrid:
+        """The weight in int8; one that several layers read stays one."""
+        found = None
+        if self.feedback and not shared:
+            found = fed_back_grid(layer, context.statistics, centred=False)
+        return context.grids.of(layer) if found is None else found
 
     def _refusal(self, sharers: Sequence[Layer], context: Context, shared: bool) -> str:
         products = [layer for layer in sharers if layer.kind in _KINDS]

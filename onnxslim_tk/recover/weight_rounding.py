@@ -4,13 +4,14 @@ import numpy as np
 
 from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.graph.weight_grid import WeightGrid
+from onnxslim_tk.kernels.rounding import WEIGHT_BITS
 from onnxslim_tk.measure.observe import Statistics
 from onnxslim_tk.recover.bias import moments_of
 from onnxslim_tk.recover.codebook import CodebookFit, whole_grid
 
 
 def fed_back_grid(
-    layer: Layer, statistics: Statistics | None, centred: bool, bits: int
+    layer: Layer, statistics: Statistics | None, centred: bool, bits: int = WEIGHT_BITS
 ) -> WeightGrid | None:
     """The weight of ``layer`` in ``bits`` bits, rounded with error feedback.
 

@@ -39,7 +39,7 @@ def test_the_estimate_is_what_a_model_gets(build: Build, kind: str) -> None:
     rows = {row.name: row for row in pack(model)}
     found = rows["w"].bytes_after if "w" in rows else plain
     # What a small model may cost at load besides is not in the estimate.
-    assert 0.999 * found <= packed_bytes(array, 17) <= 1.12 * found
+    assert 0.999 * found <= packed_bytes(array, 17) <= 1.2 * found
 
 
 @pytest.fixture

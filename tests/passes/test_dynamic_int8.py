@@ -1,4 +1,5 @@
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from tests.models import (
     outputs_of,
     to_proto,
 )
+from tests.rows import TOKENS
 
 HEAD = '<ir_version: 8, opset_import: ["": {opset}]>'
 W = normal(1, 64, 96, scale=0.2)
@@ -262,6 +264,18 @@ def test_error_expected_is_near_the_error_made() -> None:
         found = Session(to_proto(dynamic(proto)).SerializeToString()).run(feed)["y"]
         made = np.square(found - expected).sum() / np.square(expected).sum()
         assert made / 3 < row.error < made * 3
+
+
+def test_samples_steer_the_rounding_of_weights() -> None:
+    proto = graph("y = MatMul(x, w)", "N, 32", 2, {"w": normal(5, 32, 64)})
+    context = Context(ONNXRUNTIME_CPU, observe(opened(proto), [TOKENS], DynamicInt8.observes, 0))
+    expected = outputs(proto, TOKENS)["y"]
+    nearest = replace(EAGER, feedback=False)
+    steered, rounded = (
+        np.square(outputs_of(dynamic(proto, context, method), TOKENS)["y"] - expected).sum()
+        for method in (EAGER, nearest)
+    )
+    assert steered < 0.8 * rounded
 
 
 def test_convolutions_stay_as_they_are() -> None:

@@ -21,7 +21,7 @@ def test_errors_of_int8_weights_make_up_for_each_other() -> None:
     model = product()
     (layer,) = layers(model)
     statistics = seen(model, TOKENS).statistics
-    grid = fed_back_grid(layer, statistics, centred=False, bits=7)
+    grid = fed_back_grid(layer, statistics, centred=False)
     assert grid is not None
     assert grid.values.dtype == np.int8
     nearest = WeightGrids().of(layer)
@@ -35,12 +35,12 @@ def test_errors_of_int8_weights_make_up_for_each_other() -> None:
 def test_weights_that_samples_do_not_show_have_no_such_grid() -> None:
     model = product()
     (layer,) = layers(model)
-    assert fed_back_grid(layer, None, centred=False, bits=7) is None
+    assert fed_back_grid(layer, None, centred=False) is None
     statistics = seen(model, TOKENS).statistics
     assert statistics is not None
     plain = replace(statistics.moments[layer.id], second=None)
     statistics.moments[layer.id] = plain
-    assert fed_back_grid(layer, statistics, centred=False, bits=7) is None
+    assert fed_back_grid(layer, statistics, centred=False) is None
 
 
 def test_weights_on_a_grid_already_stay() -> None:
@@ -50,4 +50,4 @@ def test_weights_on_a_grid_already_stay() -> None:
     grid = WeightGrids().of(layer)
     layer.set_scaled(model, grid.values, grid.scales)
     (layer,) = layers(model)
-    assert fed_back_grid(layer, statistics, centred=False, bits=7) is None
+    assert fed_back_grid(layer, statistics, centred=False) is None
