@@ -81,6 +81,14 @@ def test_pruned_weights_stay_zero() -> None:
     np.testing.assert_array_equal(weight.value.grad.numpy() == 0, values == 0)
 
 
+def test_codes_of_seven_bits_stay_so() -> None:
+    values = np.random.default_rng(0).integers(-63, 64, (64, 32)).astype(np.int8)
+    weight = Weight(constant(values), True, np.full((64, 1), 0.1))
+    with torch.no_grad():
+        weight.value.add_(1.0)
+    np.testing.assert_array_equal(weight.stored(), np.minimum(values + 10, 63))
+
+
 def test_a_bias_of_zeros_is_no_pruned_weight() -> None:
     assert Weight(constant(np.zeros(4, np.float32)), False).is_plain
     assert Weight(constant(np.zeros((4, 4), np.float32)), True).is_plain

@@ -61,9 +61,13 @@ class Outcome:
 
 
 def compressed(
-    proto: onnx.ModelProto, feeds: Sequence[Feed] | None, folder: Path, full: bool = True
+    proto: onnx.ModelProto,
+    feeds: Sequence[Feed] | None,
+    folder: Path,
+    full: bool = True,
+    recipe: str = "balanced",
 ) -> Outcome:
-    """``proto`` through the recipe ``balanced``; the result has passed the full checker.
+    """``proto`` through a recipe; the result has passed the full checker.
 
     ``full`` false checks the form alone, for models whose shapes are written wrongly.
     """
@@ -72,7 +76,7 @@ def compressed(
     checker.check_model(proto, full_check=full)
     samples = None if feeds is None else Samples(list(feeds))
     options = Options(calibration=samples, target=SLOW_FLOATS)
-    report = optimize(original, result, "balanced", options)
+    report = optimize(original, result, recipe, options)
     assert report.holds
     checker.check_model(onnx.load(result), full_check=full)
     return Outcome(report, original, result)

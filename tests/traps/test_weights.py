@@ -145,6 +145,16 @@ def test_one_initializer_of_several_layers_stays_one(tmp_path: Path) -> None:
     assert outcome.decibels(images(4, 300)) > 20
 
 
+@pytest.mark.parametrize("recipe", ["light", "balanced", "small"])
+def test_no_sum_of_two_products_overflows_16_bits(recipe: str, tmp_path: Path) -> None:
+    # Processors without VNNI add them so.
+    feeds = images(12)
+    outcome = compressed(network(), feeds, tmp_path, recipe=recipe)
+    codes = [np.asarray(layer.stored.values) for layer in layers(load(outcome.result))]
+    assert all(values.dtype == np.int8 for values in codes)
+    assert all(2 * 255 * int(np.abs(values.astype(int)).max()) < 2**15 for values in codes)
+
+
 @pytest.mark.parametrize("ir_version", [3, 8])
 def test_initializers_that_are_inputs_are_weights(ir_version: int, tmp_path: Path) -> None:
     proto = network()
