@@ -158,10 +158,11 @@ class _Figures:
             best, other = reference.argmax(axis=-1), np.where(broken, -1, value.argmax(axis=-1))
         else:
             best, other = reference, value
-        equal = (best == other) & same_shape
+        equal = np.asarray((best == other) & same_shape)
         steps = reference.ndim == 3 and reference.dtype.kind == "f"
         if reference.dtype.kind == "f" and same_shape and reference.ndim > 0 and not steps:
-            equal |= _as_good(reference, other)
+            apart = ~equal
+            equal[apart] = _as_good(reference[apart], other[apart])
         counted = np.ones(equal.shape, bool)
         if steps and real is not None and real.shape == equal.shape:
             counted = real

@@ -21,7 +21,7 @@ from onnxslim_tk.train.scale import Scale
 Array = NDArray[Any]
 
 _MOST_ENTRIES: Final = 256
-_MOST_INTEGERS: Final = 2 * TOP + 1
+_MOST_INTEGERS: Final = 64
 _WIDTHS: Final = (8, 4, 2)
 _USES: Final = 4
 """How often an entry of a codebook must be used on average: by chance, no value comes twice."""

@@ -89,6 +89,12 @@ def test_codes_of_seven_bits_stay_so() -> None:
     np.testing.assert_array_equal(weight.stored(), np.minimum(values + 10, 63))
 
 
+def test_a_grid_whose_rare_values_are_missing_is_no_codebook() -> None:
+    values = np.random.default_rng(0).integers(-63, 64, (64, 32)).astype(np.int8)
+    values[np.abs(values) == 60] = 59
+    assert Weight(constant(values), True, np.full((64, 1), 0.1)).codes is None
+
+
 def test_a_bias_of_zeros_is_no_pruned_weight() -> None:
     assert Weight(constant(np.zeros(4, np.float32)), False).is_plain
     assert Weight(constant(np.zeros((4, 4), np.float32)), True).is_plain
