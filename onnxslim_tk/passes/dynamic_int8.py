@@ -29,7 +29,7 @@ from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal
 from onnxslim_tk.plan.readers import offered
 from onnxslim_tk.plan.work import layer_work
-from onnxslim_tk.recover.weight_rounding import fed_back_grid
+from onnxslim_tk.recover.weight_rounding import rounded_grid
 
 Array = NDArray[Any]
 _KINDS: Final = ("Gemm", "MatMul")
@@ -89,8 +89,10 @@ class DynamicInt8:
                 continue
             by_row = any(layer.kind == "Gather" for layer in sharers)
             tuned = context.tuned(self, sharers[0].names) or self
+            # A weight that several layers read stays one.
+            steered = tuned.feedback and len(sharers) == 1
             for layer in sharers:
-                grid = tuned._grid(layer, context, len(sharers) > 1)
+                grid = rounded_grid(layer, context.statistics if steered else None, context.grids)
                 if layer.kind == "Gather":
                     gather_rows(model, layer, grid)
                     continue
@@ -98,13 +100,6 @@ class DynamicInt8:
                 if key not in quantized:
                     quantized[key] = _quantize(model, layer)
                 _write(model, layer, grid, quantized[key], by_row)
-
-    def _grid(self, layer: Layer, context: Context, shared: bool) -> WeightGrid:
-        """The weight in int8; one that several layers read stays one."""
-        found = None
-        if self.feedback and not shared:
-            found = fed_back_grid(layer, context.statistics, centred=False)
-        return context.grids.of(layer) if found is None else found
 
     def _refusal(self, sharers: Sequence[Layer], context: Context, shared: bool) -> str:
         products = [layer for layer in sharers if layer.kind in _KINDS]

@@ -28,7 +28,7 @@ from onnxslim_tk.plan.work import layer_work
 from onnxslim_tk.recover.bias import keeps_mean, shift_means
 from onnxslim_tk.recover.measured_bias import FloatMeans
 from onnxslim_tk.recover.ranges import Ranges, choose_grids
-from onnxslim_tk.recover.weight_rounding import fed_back_grid
+from onnxslim_tk.recover.weight_rounding import rounded_grid
 
 Array = NDArray[Any]
 _ALREADY = "quantized already"
@@ -143,10 +143,8 @@ class Quantize:
 
     def _grid(self, layer: Layer, context: Context, centred: bool, shared: bool) -> WeightGrid:
         """The weight in int8; one that several layers read stays one."""
-        found = None
-        if self.feedback and not shared:
-            found = fed_back_grid(layer, context.statistics, centred, self.weight_bits)
-        return context.grids.of(layer, self.weight_bits) if found is None else found
+        statistics = context.statistics if self.feedback and not shared else None
+        return rounded_grid(layer, statistics, context.grids, centred, self.weight_bits)
 
     def _float_means(
         self, model: Model, rows: Mapping[str, Proposal], context: Context

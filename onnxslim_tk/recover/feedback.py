@@ -27,7 +27,7 @@ class Codebook:
 
     ``unit`` None: floats as they are. Otherwise whole numbers in [-63, 63], of which 1 stands
     for ``unit`` times the root mean square of its channel, before scales are searched; a unit of 0
-    is the whole int8 grid, with scales that fit each channel's largest weight.
+    is a whole grid of 2 to 8 bits, with scales that fit each channel's largest weight.
     """
 
     entries: Floats
@@ -69,7 +69,7 @@ class Feedback:
         """Values, ``(groups, rows, inputs)``, and scales per channel.
 
         After a sweep entries and scales are refitted and every value rounded again, ``rounds``
-        times; the best is taken. The whole int8 grid is swept alone.
+        times; the best is taken. A whole grid is swept alone.
         """
         normal = grouped_damped(self._second, self._damping)
         found = best = self._settled(book, self._swept(book, scales), scales, normal)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from onnxslim_tk.graph.layers import Layer
-from onnxslim_tk.graph.weight_grid import WeightGrid
+from onnxslim_tk.graph.weight_grid import WeightGrid, WeightGrids
 from onnxslim_tk.kernels.rounding import WEIGHT_BITS
 from onnxslim_tk.measure.observe import Statistics
 from onnxslim_tk.recover.bias import moments_of
@@ -24,3 +24,15 @@ def fed_back_grid(
         return None
     values, scales = CodebookFit(layer, moments, "normal", centred).round(whole_grid(bits))
     return WeightGrid(values.astype(np.int8), scales)
+
+
+def rounded_grid(
+    layer: Layer,
+    statistics: Statistics | None,
+    grids: WeightGrids,
+    centred: bool = False,
+    bits: int = WEIGHT_BITS,
+) -> WeightGrid:
+    """The weight of ``layer`` in ``bits`` bits, with error feedback if it can be, else nearest."""
+    found = fed_back_grid(layer, statistics, centred, bits)
+    return grids.of(layer, bits) if found is None else found
