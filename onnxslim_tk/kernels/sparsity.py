@@ -10,6 +10,12 @@ from scipy.linalg import solve_triangular
 from onnxslim_tk.kernels.least_squares import damped
 
 Floats = NDArray[np.float64]
+# The price on what lies between weights and masked weights grows the faster, the more of the mask
+# moved in some steps at the same price.
+_FIRST_PRICE = 0.1
+_GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
+_STEADY = 3
+_STEPS = 60
 
 
 def magnitude_mask(matrix: NDArray[Any], sparsity: float) -> NDArray[np.bool_]:
@@ -67,8 +73,12 @@ def relative_scores(matrix: Floats, energies: Floats | None = None) -> Floats:
     scores = np.abs(np.asarray(matrix, np.float64))
     if energies is not None:
         scores *= np.sqrt(np.maximum(energies, 0.0))[..., None, :]
-    scale = np.sqrt(np.mean(scores**2, axis=-1, keepdims=True))
-    return np.asarray(scores / np.where(scale > 0, scale, 1.0))
+    return _relative(scores)
+
+
+def _relative(rows: Floats) -> Floats:
+    scale = np.sqrt(np.mean(rows**2, axis=-1, keepdims=True))
+    return np.asarray(rows / np.where(scale > 0, scale, 1.0))
 
 
 def pattern_mask(scores: Floats, keep: int, of: int) -> NDArray[np.bool_]:
@@ -136,4 +146,44 @@ def swept_mask(
             pending[:, k : part.stop] -= np.outer(gone, root[k, k : part.stop])
             errors[:, k - first] = gone
         pending[:, part.stop :] -= errors @ root[part, part.stop :]
+    return mask
+
+
+def alternating_mask(
+    matrix: Floats,
+    covariance: NDArray[Any],
+    choose: Callable[[Floats], NDArray[np.bool_]],
+    damping: float = 0.01,
+) -> NDArray[np.bool_]:
+    """Mask that weights and zeros agree on in turn: ALPS (Meng, Behdin, Wang and Mazumder, 2024).
+
+    ``matrix`` is ``(groups, rows, inputs)``, ``covariance`` ``(groups, inputs, inputs)``;
+    ``choose`` gives the mask for scores in the shape of ``matrix``, from its magnitudes at first.
+    Alternating directions (ADMM): the best weights near the masked ones, the best mask of those,
+    and a growing price on what lies between, until the mask stays. Inputs are taken in units of
+    their energy, rows in units of their weights' root mean square.
+    """
+    normal = np.stack([damped(c, damping) for c in covariance])
+    energies = np.sqrt(np.diagonal(normal, axis1=1, axis2=2))[:, None]
+    normal /= energies.transpose(0, 2, 1) * energies
+    # A group that few samples wake counts like any other. And a mask needs few digits.
+    energies /= energies.mean(-1, keepdims=True)
+    weights = (_relative(np.asarray(matrix, np.float64)) * energies).astype(np.float32)
+    values, axes = np.linalg.eigh(normal.astype(np.float32))
+    back = axes.transpose(0, 2, 1)
+    target = weights @ normal.astype(np.float32)
+    mask = choose(np.abs(weights))
+    masked, dual, price, settled = weights * mask, np.zeros_like(weights), _FIRST_PRICE, ~mask
+    for step in range(1, _STEPS + 1):
+        free = ((target - dual + price * masked) @ axes / (values + price)[:, None]) @ back
+        wanted = free + dual / price
+        mask = choose(np.abs(wanted))
+        masked = wanted * mask
+        dual += price * (free - masked)
+        if step % _STEADY == 0:
+            moved = np.count_nonzero(mask != settled) / mask.size
+            if not moved:
+                break
+            price *= next(growth for least, growth in _GROWTH if moved > least)
+            settled = mask
     return mask

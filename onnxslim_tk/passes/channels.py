@@ -1,7 +1,7 @@
 """Channel pruning: layers are made narrower, and what reads them makes up for it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -13,17 +13,15 @@ from onnxslim_tk.graph.edit import output_names
 from onnxslim_tk.graph.groups import Barrier, Group, channel_groups
 from onnxslim_tk.graph.layers import layers
 from onnxslim_tk.graph.model import Model
-from onnxslim_tk.measure.observe import observe
-from onnxslim_tk.measure.probe import Probe
 from onnxslim_tk.plan.allocation import Figures, Ladder, allocate
 from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal, matches
 from onnxslim_tk.recover.choices import Choice, kept_count, rows_left, staying, step_of
+from onnxslim_tk.recover.held_out import held_out
 from onnxslim_tk.recover.in_order import comparable, refit_in_order
 from onnxslim_tk.recover.narrowing import Loss, columns_on, refit
 from onnxslim_tk.recover.savings import rows_of
 
 Indices = NDArray[np.int64]
-_PROBED = 12
 _IMPORTANCE = ("obs", "energy", "taylor", "l1", "l2", "random")
 
 
@@ -224,21 +222,19 @@ def _output_errors(
     method: Channels, model: Model, choices: Sequence[Choice], context: Context
 ) -> list[float]:
     """What the readers' relative error of each group weighs at the model's outputs."""
-    if len(context.feeds) < 2 or context.statistics is None:
+    apart = held_out(model, context, method.observes)
+    if apart is None:
         return [1.0] * len(choices)
-    # Layers that many samples' worth of weights fit look free on these samples, and aren't.
-    count = max(1, min(_PROBED, len(context.feeds) // 4))
-    probe = Probe(model, context.feeds[:count])
-    if not probe.measures:
-        return [1.0] * len(choices)
-    seen = observe(model, context.feeds[count:], method.observes, context.seed, context.shapes)
-    alone = replace(context, feeds=(), statistics=seen)
     found = []
     for choice in choices:
         # About a third less: what breaks the model tells little of what doesn't.
         count = choice.counts[-(-len(choice.counts) // 3)]
         row = choice.row(count)
-        error = probe.error(lambda twin, row=row: method.apply(twin, [row], alone))  # type: ignore[misc]
+
+        def cut(twin: Model, row: Proposal = row) -> None:
+            method.apply(twin, [row], apart.context)
+
+        error = apart.probe.error(cut)
         expected = choice.error(count)
         found.append(min(error, 1e9) / expected if expected > 0 else 1.0)
     return found

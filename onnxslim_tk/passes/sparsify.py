@@ -16,9 +16,9 @@ from onnxslim_tk.kernels.grouped import grouped_masked_refit
 from onnxslim_tk.packing import packed_bytes
 from onnxslim_tk.plan.proposal import LEAST_ERROR, Context, Observable, Proposal, Refusal
 from onnxslim_tk.plan.readers import chosen_layers, suited
-from onnxslim_tk.recover.bias import moments_of, shift_bytes, shift_means, shift_outputs
+from onnxslim_tk.recover.bias import shift_bytes, shift_means, shift_outputs
 from onnxslim_tk.recover.in_order import comparable
-from onnxslim_tk.recover.masks import Masking, Seen, Way, masked_error, seen
+from onnxslim_tk.recover.masks import WAYS, Masking, Way, inputs_of, masked_error, seen
 from onnxslim_tk.recover.sequential import can_follow, compensating, in_turn, lost_means
 from onnxslim_tk.recover.zeros import Candidate, common_shares, sensitive_shares
 
@@ -36,13 +36,15 @@ class Sparsify:
     layers together, most of them where the model's outputs feel it least; ``layer``, of every
     layer; ``global``, of all together, their weights compared in units of each layer's root mean
     square. ``mask`` is how weights are compared within a layer: by ``magnitude``, by what they
-    bring to the output (``wanda``; Sun et al., 2023), or with those that stay making up for those
-    that go as they go (``sparsegpt``; Frantar and Alistarh, 2023). ``pattern`` ``"N:M"`` leaves N
-    of each M weights along the input channels, whatever ``sparsity`` says; a ``block`` of
-    neighbours along them goes or stays as one. ``recover`` refits the weights that stay to the
-    layer's own outputs, by least squares under the covariance of its inputs as far as the samples
-    tell it; with ``sequential``
-    one layer after the other, each making up for what those before it have lost.
+    bring to the output (``wanda``; Sun et al., 2023), with those that stay making up for those
+    that go as they go (``sparsegpt``; Frantar and Alistarh, 2023), or until what stays and what
+    its refit makes of it agree (``alps``; Meng et al., 2024; magnitudes where nothing is
+    refitted). Errors foretold for it are those of magnitudes, which it stays below. ``pattern``
+    ``"N:M"`` leaves N of each M weights along the input channels, whatever ``sparsity`` says; a
+    ``block`` of neighbours along them goes or stays as one. ``recover`` refits the weights that
+    stay to the layer's own outputs, by least squares under the covariance of its inputs as far as
+    the samples tell it; with ``sequential`` one layer after the other, each making up for what
+    those before it have lost.
 
     It saves bytes, not time: onnxruntime multiplies by zeros as by any number.
     """
@@ -53,7 +55,7 @@ class Sparsify:
 
     sparsity: float = 0.5
     scope: Literal["measured", "layer", "global"] = "layer"
-    mask: Way = "magnitude"
+    mask: Way = "alps"
     pattern: str | None = None
     block: int = 1
     recover: bool = True
@@ -66,10 +68,9 @@ class Sparsify:
             raise RecipeError(
                 f"sparsify: scope must be measured, layer or global, got {self.scope!r}"
             )
-        if self.mask not in ("magnitude", "wanda", "sparsegpt"):
-            raise RecipeError(
-                f"sparsify: mask must be magnitude, wanda or sparsegpt, got {self.mask!r}"
-            )
+        if self.mask not in WAYS:
+            known = f"{', '.join(WAYS[:-1])} or {WAYS[-1]}"
+            raise RecipeError(f"sparsify: mask must be {known}, got {self.mask!r}")
         if self.pattern is not None and _pattern(self.pattern) is None:
             raise RecipeError(
                 f"sparsify: pattern must be N:M with 0 < N < M <= 64, got {self.pattern!r}"
@@ -113,7 +114,7 @@ class Sparsify:
                 continue
             tuned = context.tuned(self, layer.names) or self
             before = layer.matrix()
-            inputs = _inputs(layer, context)
+            inputs = inputs_of(layer, context.statistics)
             mask = tuned.masking.mask(layer, before, shares[layer.id], inputs)
             if tuned.recover and inputs is not None:
                 after = grouped_masked_refit(before, mask, inputs.second)
@@ -124,7 +125,7 @@ class Sparsify:
             layer.set_dense(model, layer.from_matrix(after))
         for layer, pair in in_turn(model, reference, later, context.feeds, context.seed):
             tuned = context.tuned(self, layer.names) or self
-            before, inputs = layer.matrix(), _inputs(layer, context)
+            before, inputs = layer.matrix(), inputs_of(layer, context.statistics)
             # The mask is that of the row, whatever its layer reads by now.
             mask = tuned.masking.mask(layer, before, shares[layer.id], inputs)
             target = compensating(before, pair, centred=False)
@@ -140,7 +141,9 @@ class Sparsify:
     @property
     def masking(self) -> Masking:
         """How the weights of a layer are compared."""
-        return Masking(self.mask, _pattern(self.pattern), self.block)
+        # Where no refit follows, what it would make of weights says nothing.
+        way = "magnitude" if self.mask == "alps" and not self.recover else self.mask
+        return Masking(way, _pattern(self.pattern), self.block)
 
 
 def _pattern(text: str | None) -> tuple[int, int] | None:
@@ -150,14 +153,6 @@ def _pattern(text: str | None) -> tuple[int, int] | None:
         return None
     keep, of = int(parts[1]), int(parts[2])
     return (keep, of) if 0 < keep < of <= _MOST_BLOCK else None
-
-
-def _inputs(layer: Layer, context: Context) -> Seen | None:
-    """About zero: means that drift in depth do less harm than about the mean."""
-    moments = moments_of(layer, context.statistics)
-    if moments is None or moments.second is None:
-        return None
-    return seen(moments.second, moments.count)
 
 
 def _shares(
@@ -188,14 +183,14 @@ def _shares(
 
 
 def _candidate(tuned: Sparsify, layer: Layer, context: Context) -> Candidate:
-    return Candidate(layer, tuned.masking, _inputs(layer, context), tuned.recover)
+    return Candidate(layer, tuned.masking, inputs_of(layer, context.statistics), tuned.recover)
 
 
 def _rows(
     tuned: Sparsify, layer: Layer, wanted: list[float], context: Context, outputs: set[str]
 ) -> Iterator[Proposal | Refusal]:
     matrix, plain = layer.matrix(), packed_bytes(layer.weight)
-    inputs = _inputs(layer, context)
+    inputs = inputs_of(layer, context.statistics)
     refit = tuned.recover and inputs is not None
     extra = shift_bytes(layer, context.statistics, outputs) if refit else 0
     proposed = False
@@ -203,7 +198,7 @@ def _rows(
     if tuned.scope == "measured" and tuned.sparsity > 0:
         reason = "the model's outputs feel its weights more than those of other layers"
     for share, factor in zip(wanted, _MILDER, strict=False):
-        mask = tuned.masking.mask(layer, matrix, share, inputs)
+        mask = tuned.masking.estimate(layer, matrix, share, inputs)
         if mask.all():
             continue
         pruned = layer.from_matrix(np.where(mask, matrix, 0.0)).astype(np.float32)

@@ -1,8 +1,8 @@
 """Which weights of a layer go, and what that costs at its output."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,17 +10,21 @@ from numpy.typing import NDArray
 from onnxslim_tk.graph.layers import Layer
 from onnxslim_tk.kernels.grouped import grouped_damped, grouped_error, grouped_masked_refit
 from onnxslim_tk.kernels.sparsity import (
+    alternating_mask,
     block_mask,
     magnitude_mask,
     pattern_mask,
     relative_scores,
     swept_mask,
 )
+from onnxslim_tk.measure.observe import Statistics
+from onnxslim_tk.recover.bias import moments_of
 from onnxslim_tk.recover.damping import damping_for
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-Way = Literal["magnitude", "wanda", "sparsegpt"]
+Way = Literal["magnitude", "wanda", "sparsegpt", "alps"]
+WAYS: Final = get_args(Way)
 # An estimate looks at some rows and stops early: more iterations only lower the error.
 _ROWS: Final = 256
 _ITERATIONS: Final = 10
@@ -49,6 +53,17 @@ def seen(second: Floats, count: int) -> Seen:
     return Seen(damped, np.diagonal(second, axis1=1, axis2=2))
 
 
+def inputs_of(layer: Layer, statistics: Statistics | None) -> Seen | None:
+    """What samples show of a layer's inputs about zero; None where that is nothing.
+
+    Means that drift in depth do less harm than about the mean.
+    """
+    moments = moments_of(layer, statistics)
+    if moments is None or moments.second is None:
+        return None
+    return seen(moments.second, moments.count)
+
+
 @dataclass(frozen=True, slots=True)
 class Masking:
     """How weights are compared, and the form in which they go.
@@ -75,6 +90,8 @@ class Masking:
             keep = choose(relative_scores(weights))
         elif self.way == "wanda":
             keep = choose(relative_scores(weights, inputs.energies[:, order]))
+        elif self.way == "alps":
+            keep = alternating_mask(weights, inputs.second[:, order[:, None], order], choose)
         else:
             turned = (c[np.ix_(order, order)] for c in inputs.second)
             step = channels if self.pattern is not None or self.block > 1 else _SWEPT
@@ -88,6 +105,11 @@ class Masking:
         back = np.empty_like(keep)
         back[..., order] = keep
         return back
+
+    def estimate(self, layer: Layer, matrix: Floats, sparsity: float, inputs: Seen | None) -> Mask:
+        """A mask for figures alone: of magnitudes where the real one would take its time."""
+        quick = replace(self, way="magnitude") if self.way == "alps" else self
+        return quick.mask(layer, matrix, sparsity, inputs)
 
     def _chosen(self, channels: int, sparsity: float, scores: Floats) -> Mask:
         if self.pattern is None and self.block == 1:

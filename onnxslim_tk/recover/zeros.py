@@ -1,7 +1,7 @@
 """How many zeros each layer gets of those that all are to have together."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -10,17 +10,18 @@ from scipy.optimize import LinearConstraint
 
 from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
-from onnxslim_tk.kernels.grouped import grouped_masked_refit
+from onnxslim_tk.kernels.grouped import grouped_error, grouped_masked_refit
 from onnxslim_tk.kernels.sparsity import magnitude_threshold
-from onnxslim_tk.measure.probe import Probe
+from onnxslim_tk.measure.observe import observe
 from onnxslim_tk.plan.knapsack import cheapest
-from onnxslim_tk.plan.proposal import Context
-from onnxslim_tk.recover.masks import Masking, Seen, masked_error
+from onnxslim_tk.plan.proposal import Context, Observable
+from onnxslim_tk.recover.bias import moments_of
+from onnxslim_tk.recover.held_out import held_out
+from onnxslim_tk.recover.masks import Masking, Seen, inputs_of, masked_error
 
 Floats = NDArray[np.float64]
 # What stays of a layer, over what would stay were all to lose the same share.
 _DENSITIES: Final = (0.5, 0.65, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 1.75, 2.0)
-_FEEDS: Final = 8
 _MOST: Final = 1e6
 
 
@@ -36,13 +37,13 @@ class Candidate:
     def error(self, share: float) -> float:
         """Expected relative squared error of the layer's output with ``share`` of zeros."""
         matrix = self.layer.matrix()
-        mask = self.masking.mask(self.layer, matrix, share, self.inputs)
+        mask = self.masking.estimate(self.layer, matrix, share, self.inputs)
         return masked_error(matrix, mask, self.inputs, self.refit)
 
     def pruned(self, share: float) -> NDArray[Any]:
         """The layer's weight with ``share`` of zeros."""
         matrix = self.layer.matrix()
-        mask = self.masking.mask(self.layer, matrix, share, self.inputs)
+        mask = self.masking.estimate(self.layer, matrix, share, self.inputs)
         if self.refit and self.inputs is not None:
             return self.layer.from_matrix(grouped_masked_refit(matrix, mask, self.inputs.second))
         return self.layer.from_matrix(np.where(mask, matrix, 0.0))
@@ -76,8 +77,9 @@ def sensitive_shares(
     """Shares of zeros that come to ``sparsity`` of all weights, and make the least error.
 
     Each layer's error is foretold for ten shares, in units of what the model's outputs feel of
-    it: measured with ``sparsity`` in that layer alone, on a few feeds; without feeds all count
-    the same. A multiple-choice knapsack chooses, errors taken as additive.
+    it: how much of its error reaches them, with ``sparsity`` in that layer alone, on a few feeds
+    that it wasn't fitted to; without feeds all count the same. A multiple-choice knapsack
+    chooses, errors taken as additive.
     """
     if not found or not sparsity:
         return [0.0] * len(found)
@@ -103,18 +105,21 @@ def _sensitivities(
     model: Model, found: Sequence[Candidate], sparsity: float, context: Context
 ) -> list[float]:
     """What each layer's relative error comes to at the model's outputs."""
-    if not context.feeds:
+    wanted: frozenset[Observable] = frozenset({"covariance"})
+    apart = held_out(model, context, wanted)
+    if apart is None:
         return [1.0] * len(found)
-    probe = Probe(model, context.feeds[:_FEEDS])
-    if not probe.measures:
-        return [1.0] * len(found)
+    shown = observe(model, apart.feeds, wanted, context.seed, context.shapes)
     felt = []
     for candidate in found:
-        pruned = candidate.pruned(sparsity)
+        layer, inputs = candidate.layer, inputs_of(candidate.layer, apart.context.statistics)
+        pruned = replace(candidate, inputs=inputs).pruned(sparsity)
 
-        def put(twin: Model, key: str = candidate.layer.id, weight: Any = pruned) -> None:
+        def put(twin: Model, key: str = layer.id, weight: Any = pruned) -> None:
             next(layer for layer in layers(twin) if layer.id == key).set_dense(twin, weight)
 
-        own = candidate.error(sparsity)
-        felt.append(probe.error(put) / own if own > 0 else 0.0)
+        moments = moments_of(layer, shown)
+        second = None if moments is None else moments.second
+        own = grouped_error(layer.matrix(), layer.to_matrix(pruned), second)
+        felt.append(apart.probe.error(put) / own if own > 0 else 0.0)
     return felt

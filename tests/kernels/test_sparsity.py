@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from onnxslim_tk.kernels.least_squares import masked_refit, relative_error
 from onnxslim_tk.kernels.sparsity import (
+    alternating_mask,
     block_mask,
     magnitude_mask,
     magnitude_threshold,
@@ -125,3 +126,39 @@ def test_a_swept_mask_keeps_about_its_share_and_bears_a_refit(seed: int, block: 
     error = relative_error(matrix, np.where(swept, matrix, 0.0), covariance)
     refitted = relative_error(matrix, masked_refit(matrix, swept, covariance), covariance)
     assert refitted < error
+
+
+@given(st.integers(0, 2**16))
+def test_an_alternating_mask_keeps_its_share_and_beats_magnitudes(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    inputs = rng.normal(size=(400, 8)) @ rng.normal(size=(8, 32)) + 0.1 * rng.normal(size=(400, 32))
+    covariance, matrix = inputs.T @ inputs / 400, rng.normal(size=(24, 32))
+    found = alternating_mask(matrix[None], covariance[None], lambda s: magnitude_mask(s, 0.5))[0]
+    assert np.count_nonzero(~found) == matrix.size // 2
+    errors = [
+        relative_error(matrix, masked_refit(matrix, mask, covariance), covariance)
+        for mask in (found, magnitude_mask(relative_scores(matrix), 0.5))
+    ]
+    assert errors[0] < 0.95 * errors[1]
+
+
+def test_an_alternating_mask_spares_what_no_other_weight_can_stand_in_for() -> None:
+    covariance = np.array([[[1.0, 0.99, 0.0], [0.99, 1.0, 0.0], [0.0, 0.0, 1.0]]])
+    matrix = np.array([[[1.0, 1.0, 0.6]]])
+    mask = alternating_mask(matrix, covariance, lambda s: pattern_mask(s, 2, 3), 0.0)
+    assert mask[0, 0, 2]
+
+
+def test_an_alternating_mask_counts_quiet_groups_like_others() -> None:
+    rng = np.random.default_rng(3)
+    matrix = rng.normal(size=(12, 20, 9))
+    covariance = np.stack([np.eye(9)] * 12) * np.geomspace(1e-9, 1, 12)[:, None, None]
+    mask = alternating_mask(matrix, covariance, lambda s: magnitude_mask(s, 0.5))
+    assert mask.mean((1, 2)).min() > 0.2
+    assert mask.mean((1, 2)).max() < 0.8
+
+
+def test_an_alternating_mask_bears_inputs_that_are_never_there() -> None:
+    matrix, covariance = np.ones((1, 2, 4)), np.zeros((1, 4, 4))
+    mask = alternating_mask(matrix, covariance, lambda s: magnitude_mask(s, 0.5))
+    assert np.count_nonzero(mask) == 4
