@@ -18,7 +18,7 @@ from onnxslim_tk.plan.proposal import Context, Observable, Proposal, Refusal, ma
 from onnxslim_tk.recover.choices import Choice, kept_count, rows_left, staying, step_of
 from onnxslim_tk.recover.held_out import held_out
 from onnxslim_tk.recover.in_order import comparable, refit_in_order
-from onnxslim_tk.recover.narrowing import Loss, columns_on, refit
+from onnxslim_tk.recover.narrowing import Loss, columns_on, missed, refit
 from onnxslim_tk.recover.savings import rows_of
 
 Indices = NDArray[np.int64]
@@ -235,8 +235,9 @@ def _output_errors(
             method.apply(twin, [row], apart.context)
 
         error = apart.probe.error(cut)
-        expected = choice.error(count)
-        found.append(min(error, 1e9) / expected if expected > 0 else 1.0)
+        own = missed(choice.group, choice.kept(count), apart.context.statistics, apart.shown)
+        own = choice.error(count) if own is None else own
+        found.append(min(error, 1e9) / own if own > 0 else 1.0)
     return found
 
 

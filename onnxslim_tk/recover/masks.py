@@ -19,7 +19,7 @@ from onnxslim_tk.kernels.sparsity import (
 )
 from onnxslim_tk.measure.observe import Statistics
 from onnxslim_tk.recover.bias import moments_of
-from onnxslim_tk.recover.damping import damping_for
+from onnxslim_tk.recover.damping import ALIKE_IN_REFITS, damping_for
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -30,9 +30,6 @@ _ROWS: Final = 256
 _ITERATIONS: Final = 10
 # Columns that a sweep chooses among at once.
 _SWEPT: Final = 128
-# What the weights that stay make up for holds elsewhere only if many rows show it: with 3, as for
-# rounding, efficientnet-lite0 agreed in 2 points less on photographs it was not made with.
-_ALIKE: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +46,7 @@ class Seen:
 
 def seen(second: Floats, count: int) -> Seen:
     """What ``count`` rows with second moments ``(groups, inputs, inputs)`` show."""
-    damped = grouped_damped(second, damping_for(second, count, _ALIKE))
+    damped = grouped_damped(second, damping_for(second, count, ALIKE_IN_REFITS))
     return Seen(damped, np.diagonal(second, axis1=1, axis2=2))
 
 

@@ -17,12 +17,14 @@ from onnxslim_tk.kernels.least_squares import mean_shift, refit_columns, shrinka
 from onnxslim_tk.measure.moments import Moments
 from onnxslim_tk.measure.observe import Statistics
 from onnxslim_tk.recover.bias import moments_of
+from onnxslim_tk.recover.damping import ALIKE_IN_REFITS
 
 Array = NDArray[Any]
 Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 # Below this share of all energy a direction is rounding noise of sums in float32.
 _ROUNDING: Final = 1e-6
+_SILENT: Final = 1e-30
 # Wider inputs are told apart by their variances alone.
 _WIDEST: Final = 6000
 
@@ -68,9 +70,38 @@ def _spread(moments: Moments, group: int) -> Array:
     second, mean = moments.second[group], moments.mean[group]
     spread = np.asarray(second - np.outer(mean, mean), np.float64)
     # Few rows show inputs that make up for each other by chance.
-    floor = shrinkage(spread, moments.count) * max(np.trace(spread), 0.0) / len(mean)
+    share = ALIKE_IN_REFITS * shrinkage(spread, moments.count)
+    floor = share * max(np.trace(spread), 0.0) / len(mean)
     spread[np.diag_indices_from(spread)] += floor + _ROUNDING * np.trace(second)
     return spread
+
+
+def missed(group: Group, kept: Indices, seen: Statistics | None, shown: Statistics) -> float | None:
+    """What a group's readers miss on samples that they weren't refitted to.
+
+    The squared change of their outputs over their power, the mean over readers, where the channels
+    ``kept`` stay and readers are refitted to what was ``seen``, on what was ``shown``. None where a
+    reader's covariances are unknown.
+    """
+    errors = []
+    for part in group.touched:
+        if part.role != "consumes":
+            continue
+        on = columns_on(part.layer, group.channels_on(part.labels))
+        stays = np.flatnonzero((on < 0) | np.isin(on, kept))
+        known, others = (moments_of(part.layer, found) for found in (seen, shown))
+        if known is None or others is None or known.second is None or others.second is None:
+            return None
+        for k, matrix in enumerate(part.layer.matrix()):
+            replaced = np.zeros_like(matrix)
+            replaced[:, stays] = refit_columns(matrix, stays, _spread(known, k))
+            lost, old, new = matrix - replaced, known.mean[k], others.mean[k]
+            # About the old mean, which the intercept was set for.
+            away = np.outer(new, old)
+            about = others.second[k] - away - away.T + np.outer(old, old)
+            power = float(np.vdot(matrix @ others.second[k], matrix))
+            errors.append(float(np.vdot(lost @ about, lost)) / max(power, _SILENT))
+    return float(np.mean(errors)) if errors else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

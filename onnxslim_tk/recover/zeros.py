@@ -12,9 +12,8 @@ from onnxslim_tk.graph.layers import Layer, layers
 from onnxslim_tk.graph.model import Model
 from onnxslim_tk.kernels.grouped import grouped_error, grouped_masked_refit
 from onnxslim_tk.kernels.sparsity import magnitude_threshold
-from onnxslim_tk.measure.observe import observe
 from onnxslim_tk.plan.knapsack import cheapest
-from onnxslim_tk.plan.proposal import Context, Observable
+from onnxslim_tk.plan.proposal import Context
 from onnxslim_tk.recover.bias import moments_of
 from onnxslim_tk.recover.held_out import held_out
 from onnxslim_tk.recover.masks import Masking, Seen, inputs_of, masked_error
@@ -105,11 +104,9 @@ def _sensitivities(
     model: Model, found: Sequence[Candidate], sparsity: float, context: Context
 ) -> list[float]:
     """What each layer's relative error comes to at the model's outputs."""
-    wanted: frozenset[Observable] = frozenset({"covariance"})
-    apart = held_out(model, context, wanted)
+    apart = held_out(model, context, {"covariance"})
     if apart is None:
         return [1.0] * len(found)
-    shown = observe(model, apart.feeds, wanted, context.seed, context.shapes)
     felt = []
     for candidate in found:
         layer, inputs = candidate.layer, inputs_of(candidate.layer, apart.context.statistics)
@@ -118,7 +115,7 @@ def _sensitivities(
         def put(twin: Model, key: str = layer.id, weight: Any = pruned) -> None:
             next(layer for layer in layers(twin) if layer.id == key).set_dense(twin, weight)
 
-        moments = moments_of(layer, shown)
+        moments = moments_of(layer, apart.shown)
         second = None if moments is None else moments.second
         own = grouped_error(layer.matrix(), layer.to_matrix(pruned), second)
         felt.append(apart.probe.error(put) / own if own > 0 else 0.0)
