@@ -39,12 +39,12 @@ class Sparsify:
     bring to the output (``wanda``; Sun et al., 2023), with those that stay making up for those
     that go as they go (``sparsegpt``; Frantar and Alistarh, 2023), or until what stays and what
     its refit makes of it agree (``alps``; Meng et al., 2024; magnitudes where nothing is
-    refitted). Errors foretold for it are those of magnitudes, which it stays below. ``pattern``
-    ``"N:M"`` leaves N of each M weights along the input channels, whatever ``sparsity`` says; a
-    ``block`` of neighbours along them goes or stays as one. ``recover`` refits the weights that
-    stay to the layer's own outputs, by least squares under the covariance of its inputs as far as
-    the samples tell it; with ``sequential`` one layer after the other, each making up for what
-    those before it have lost.
+    refitted). Errors foretold for it are those of magnitudes. ``pattern`` ``"N:M"`` leaves N of
+    each M weights along the input channels, whatever ``sparsity`` says; a ``block`` of neighbours
+    along them goes or stays as one. ``recover`` refits the weights that stay to the layer's own
+    outputs, by least squares under the covariance of its inputs as far as the samples tell it;
+    with ``sequential`` one layer after the other, each making up for what those before it have
+    lost.
 
     It saves bytes, not time: onnxruntime multiplies by zeros as by any number.
     """
