@@ -1,6 +1,5 @@
 """What methods do on samples that they weren't fitted to."""
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -21,7 +20,7 @@ class HeldOut:
     context: Context
 
 
-def held_out(model: Model, context: Context, wanted: Collection[Observable]) -> HeldOut | None:
+def held_out(model: Model, context: Context, wanted: frozenset[Observable]) -> HeldOut | None:
     """Hold up to 12 feeds out, at most a quarter; they and the others show ``wanted``.
 
     A layer that many samples' worth of weights fit looks free on those samples, and isn't. None
@@ -35,7 +34,6 @@ def held_out(model: Model, context: Context, wanted: Collection[Observable]) -> 
     if not probe.measures:
         return None
     shown, seen = (
-        observe(model, part, frozenset(wanted), context.seed, context.shapes)
-        for part in (feeds, rest)
+        observe(model, part, wanted, context.seed, context.shapes) for part in (feeds, rest)
     )
     return HeldOut(probe, shown, replace(context, feeds=(), statistics=seen))

@@ -25,6 +25,7 @@ Mask = NDArray[np.bool_]
 # Below this share of all energy a direction is rounding noise of sums in float32.
 _ROUNDING: Final = 1e-6
 _SILENT: Final = 1e-30
+_WITH_INTERCEPT: Final = ("Conv", "Gemm", "MatMul")
 # Wider inputs are told apart by their variances alone.
 _WIDEST: Final = 6000
 
@@ -80,22 +81,21 @@ def missed(group: Group, kept: Indices, seen: Statistics | None, shown: Statisti
     """What a group's readers miss on samples that they weren't refitted to.
 
     The squared change of their outputs over their power, the mean over readers, where the channels
-    ``kept`` stay and readers are refitted to what was ``seen``, on what was ``shown``. None where a
-    reader's covariances are unknown.
+    ``kept`` ``(k,)`` stay and readers are refitted to what was ``seen``, on what was ``shown``.
+    None where a reader's covariances are unknown. Raises numpy.linalg.LinAlgError where what stays
+    isn't positive definite.
     """
     errors = []
     for part in group.touched:
         if part.role != "consumes":
             continue
         on = columns_on(part.layer, group.channels_on(part.labels))
-        stays = np.flatnonzero((on < 0) | np.isin(on, kept))
         known, others = (moments_of(part.layer, found) for found in (seen, shown))
         if known is None or others is None or known.second is None or others.second is None:
             return None
-        for k, matrix in enumerate(part.layer.matrix()):
-            replaced = np.zeros_like(matrix)
-            replaced[:, stays] = refit_columns(matrix, stays, _spread(known, k))
-            lost, old, new = matrix - replaced, known.mean[k], others.mean[k]
+        replaced = _refitted(part.layer, (on < 0) | np.isin(on, kept), [known])
+        for k, (matrix, after) in enumerate(zip(part.layer.matrix(), replaced, strict=True)):
+            lost, old, new = matrix - after, known.mean[k], others.mean[k]
             # About the old mean, which the intercept was set for.
             away = np.outer(new, old)
             about = others.second[k] - away - away.T + np.outer(old, old)
@@ -134,24 +134,30 @@ def refit(
 def _refit(
     model: Model, sharers: Sequence[Loss], moments: Sequence[Moments], outputs: set[str]
 ) -> None:
-    layer, stays = sharers[0].layer, sharers[0].stays
-    matrix, columns = layer.matrix(), np.flatnonzero(stays)
-    replaced = np.zeros_like(matrix)
-    for k in range(len(matrix)):
-        movable = layer.kind in ("Conv", "Gemm", "MatMul")
-        normal = np.mean([_spread(m, k) if movable else _second(m, k) for m in moments], axis=0)
-        replaced[k][:, columns] = refit_columns(matrix[k], columns, normal)
+    layer = sharers[0].layer
+    matrix, replaced = layer.matrix(), _refitted(layer, sharers[0].stays, moments)
     before = layer.node.inputs[layer.slot]
     for loss, seen in zip(sharers, moments, strict=True):
         shift = np.stack(
             [mean_shift(a, b, m) for a, b, m in zip(matrix, replaced, seen.mean, strict=True)]
         )
-        if layer.kind in ("Conv", "Gemm", "MatMul"):
+        if layer.kind in _WITH_INTERCEPT:
             loss.layer.shift_bias(model, loss.layer.per_channel(shift), outputs)
     layer.set_dense(model, layer.from_matrix(replaced))
     for loss in sharers[1:]:
         if loss.layer.node.inputs[loss.layer.slot] is before:
             set_input(loss.layer.node, loss.layer.slot, layer.node.inputs[layer.slot])
+
+
+def _refitted(layer: Layer, stays: Mask, moments: Sequence[Moments]) -> Array:
+    """A layer's matrix at its full size, refitted with zeros for the columns that go."""
+    matrix, columns = layer.matrix(), np.flatnonzero(stays)
+    about = _spread if layer.kind in _WITH_INTERCEPT else _second
+    replaced = np.zeros_like(matrix)
+    for k in range(len(matrix)):
+        normal = np.mean([about(m, k) for m in moments], axis=0)
+        replaced[k][:, columns] = refit_columns(matrix[k], columns, normal)
+    return replaced
 
 
 def _second(moments: Moments, group: int) -> Array:

@@ -104,19 +104,23 @@ def _sensitivities(
     model: Model, found: Sequence[Candidate], sparsity: float, context: Context
 ) -> list[float]:
     """What each layer's relative error comes to at the model's outputs."""
-    apart = held_out(model, context, {"covariance"})
+    apart = held_out(model, context, frozenset({"covariance"}))
     if apart is None:
         return [1.0] * len(found)
     felt = []
     for candidate in found:
-        layer, inputs = candidate.layer, inputs_of(candidate.layer, apart.context.statistics)
+        layer, moments = candidate.layer, moments_of(candidate.layer, apart.shown)
+        if candidate.inputs is not None and moments is None:
+            # A branch that no sample held out takes is not free.
+            felt.append(1.0)
+            continue
+        inputs = inputs_of(layer, apart.context.statistics)
         pruned = replace(candidate, inputs=inputs).pruned(sparsity)
 
         def put(twin: Model, key: str = layer.id, weight: Any = pruned) -> None:
             next(layer for layer in layers(twin) if layer.id == key).set_dense(twin, weight)
 
-        moments = moments_of(layer, apart.shown)
         second = None if moments is None else moments.second
         own = grouped_error(layer.matrix(), layer.to_matrix(pruned), second)
-        felt.append(apart.probe.error(put) / own if own > 0 else 0.0)
+        felt.append(apart.probe.error(put) / own if own > 0 else 1.0)
     return felt

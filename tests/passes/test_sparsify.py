@@ -383,3 +383,17 @@ def test_a_layer_that_few_samples_fit_is_not_taken_for_one_that_loses_nothing() 
     pruned(model, Sparsify(scope="measured"), context)
     found = zeros(model)
     assert found["y"] < found["a"]
+
+
+def test_a_layer_that_is_silent_in_what_is_held_out_is_not_free() -> None:
+    text = f"""{HEAD} g (float[N, 32] x, float[N, 32] z) => (float[N, 32] y) {{
+        a = MatMul(x, one)
+        b = MatMul(z, two)
+        y = Add(a, b)
+    }}"""
+    model = opened(model_of(text, {"one": normal(1, 32, 32), "two": normal(2, 32, 32)}))
+    feeds = [{"x": normal(k, 40, 32), "z": normal(50 + k, 40, 32) * (k > 3)} for k in range(16)]
+    statistics = observe(model, feeds, Sparsify.observes, 0)
+    context = replace(CONTEXT, statistics=statistics, feeds=feeds)
+    pruned(model, Sparsify(scope="measured"), context)
+    assert zeros(model)["b"] < 0.65
