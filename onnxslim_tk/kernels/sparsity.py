@@ -161,7 +161,8 @@ def alternating_mask(
     ``choose`` gives the mask for scores in the shape of ``matrix``, from its magnitudes at first.
     Alternating directions (ADMM): the best weights near the masked ones, the best mask of those,
     and a growing price on what lies between, until the mask stays. Inputs are taken in units of
-    their energy, rows in units of their weights' root mean square.
+    their energy, rows in units of their weights' root mean square. True where a weight stays.
+    Raises ValueError if a covariance isn't square or ``damping`` is negative.
     """
     normal = np.stack([damped(c, damping) for c in covariance])
     energies = np.sqrt(np.diagonal(normal, axis1=1, axis2=2))[:, None]
